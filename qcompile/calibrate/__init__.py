@@ -1,0 +1,1 @@
+"""Reads samples and collects statistics with bounded memory."""

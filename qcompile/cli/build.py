@@ -1,0 +1,273 @@
+"""``qcompile build``: an ONNX model becomes an int8 engine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompile.cli.options import (
+    DATA,
+    OUTPUT,
+    PRECISION,
+    Calib,
+    CalibMethod,
+    CalibSamples,
+    CpuOption,
+    Debug,
+    Jobs,
+    Json,
+    Metric,
+    ModelFile,
+    Quiet,
+    RecipeFile,
+    Target,
+    flag,
+    said,
+)
+from qcompile.cli.screen import Screen
+from qcompile.errors import GateError
+from qcompile.recipe import recipe_from
+from qcompile.report.console import render
+from qcompile.report.schema import Report
+
+GATES = "Gates: a miss ends with exit code 3"
+
+EPILOG = """
+Examples:
+
+  qcompile build model.onnx --int8 --calib data/
+
+  qcompile build model.onnx --int8 --calib data/ --eval test/ --max-drop 0.5
+
+  qcompile build encoder.onnx --dynamic -o engine/
+
+  qcompile build model.onnx --recipe model.toml --exclude '/head/*' --float-last
+
+The folder of the engine also holds plan.json (what was decided for each tensor and node, and why;
+edit it and give it back with --plan), manifest.json and report.json.
+
+After a missed gate the engine is not put in place, the other files are; an engine that is there
+already stays, and they go to OUTPUT.failed.
+
+Exit codes: 0 built, 2 bad input, 3 a gate was missed, 130 interrupted, 1 a defect of qcompile.
+"""
+
+
+def build(
+    model: ModelFile,
+    *,
+    int8: Annotated[
+        bool,
+        flag(
+            "--int8",
+            "Weights and activations in int8, ranges from --calib. The default.",
+            PRECISION,
+        ),
+    ] = False,
+    dynamic: Annotated[
+        bool,
+        flag(
+            "--dynamic",
+            "Int8 with activations quantized while running: for transformers. Needs no "
+            "calibration data; data only serves the comparison.",
+            PRECISION,
+        ),
+    ] = False,
+    calib: Calib = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            help="Samples for the comparison, in the same forms.",
+            show_default="a fifth of --calib, held back",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    calib_method: CalibMethod = None,
+    calib_samples: CalibSamples = None,
+    target: Target = None,
+    cpu: CpuOption = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave nodes of this name in float; * and ? are wildcards. Repeatable.",
+            rich_help_panel=PRECISION,
+        ),
+    ] = None,
+    exclude_op: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP",
+            help="Leave all nodes of this operator in float. Repeatable.",
+            rich_help_panel=PRECISION,
+        ),
+    ] = None,
+    float_first: Annotated[
+        bool,
+        flag(
+            "--float-first",
+            "Leave the first weighted layer behind each input in float.",
+            PRECISION,
+        ),
+    ] = False,
+    float_last: Annotated[
+        bool,
+        flag(
+            "--float-last",
+            "Leave the last weighted layer before each output in float.",
+            PRECISION,
+        ),
+    ] = False,
+    no_keep_accuracy: Annotated[
+        bool,
+        flag(
+            "--no-keep-accuracy",
+            "Quantize all that the target can, without measuring what each layer costs.",
+            PRECISION,
+        ),
+    ] = False,
+    recipe: RecipeFile = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Follow this plan (of an earlier build, edited) instead of making one.",
+            rich_help_panel=PRECISION,
+        ),
+    ] = None,
+    metric: Metric = None,
+    min_sqnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="Least signal to quantization noise of the worst output, in dB.",
+            rich_help_panel=GATES,
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0,
+            max=1,
+            help="Least top-1 agreement with the float model, 0 to 1.",
+            rich_help_panel=GATES,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            min=0,
+            help="Largest loss of accuracy, or of --metric in its unit, against the float model.",
+            rich_help_panel=GATES,
+        ),
+    ] = None,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Least ratio of the float model's time to the engine's.",
+            show_default="not slower",
+            rich_help_panel=GATES,
+        ),
+    ] = None,
+    allow_slower: Annotated[
+        bool,
+        flag(
+            "--allow-slower",
+            "Accept an engine that is slower than float.",
+            GATES,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The folder to write; it must not exist.",
+            show_default="MODEL-SCHEME-TARGET here",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        flag(
+            "--force",
+            "Replace the output of an earlier build.",
+            OUTPUT,
+        ),
+    ] = False,
+    optimized: Annotated[
+        bool,
+        flag(
+            "--optimized",
+            "Also write ONNX Runtime's offline-optimized model, for this host only.",
+            OUTPUT,
+        ),
+    ] = False,
+    dump_passes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the graph as text after each pass.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    _debug: Debug = False,
+) -> None:
+    """Turn an ONNX model into an int8 engine, and measure what the engine still does.
+
+    The model is cleaned up, calibrated on your samples, planned for the target, rewritten, loaded
+    and run; the engine is then compared with the float model on samples that calibration did not
+    see, and timed against it.
+    """
+    from qcompile import pipeline
+
+    options = {
+        "scheme": "int8-dynamic" if dynamic else "int8" if int8 else None,
+        "target": target,
+        "cpu": cpu,
+        "calibration": {"method": calib_method, "samples": calib_samples},
+        "exclude": exclude or None,
+        "exclude_ops": exclude_op or None,
+        "float_first": float_first or None,
+        "float_last": float_last or None,
+        "keep_accuracy": False if no_keep_accuracy else None,
+        "optimized": optimized or None,
+        "gates": {
+            "min_sqnr": min_sqnr,
+            "min_agreement": min_agreement,
+            "max_drop": max_drop,
+            "min_speedup": min_speedup,
+            "allow_slower": allow_slower or None,
+        },
+        "metric": metric,
+        "jobs": jobs,
+    }
+    screen = Screen(quiet=quiet, as_json=as_json)
+    asked = recipe_from(said(options), recipe)
+    try:
+        with screen.progress() as progress:
+            report = pipeline.build(
+                model,
+                calib=calib,
+                evaluation=evaluation,
+                output=output,
+                recipe=asked,
+                plan=plan,
+                force=force,
+                dump_passes=dump_passes,
+                progress=progress,
+            )
+    except GateError as error:
+        if isinstance(error.report, Report):
+            screen.answer(error.report, render)
+        raise
+    screen.answer(report, render)

@@ -1,0 +1,67 @@
+"""``qcompile calibrate``: collect statistics now, for builds to come."""
+
+from typing import Annotated
+
+import typer
+
+from qcompile.cli.options import (
+    DATA,
+    CalibMethod,
+    CalibSamples,
+    Debug,
+    Jobs,
+    Json,
+    ModelFile,
+    Quiet,
+    RecipeFile,
+    said,
+)
+from qcompile.cli.screen import Screen
+from qcompile.recipe import recipe_from
+from qcompile.report.console_results import render_calibration
+
+EPILOG = """
+Examples:
+
+  qcompile calibrate model.onnx --calib data/
+
+  qcompile calibrate model.onnx --calib data/ --calib-method entropy --json
+
+Statistics are kept in QCOMPILE_CACHE (~/.cache/qcompile) under a hash of model and data. They are
+the same bits for any order of the samples; an interrupted run continues where it was.
+"""
+
+
+def calibrate(
+    model: ModelFile,
+    *,
+    calib: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="Samples: a folder of .npz, .npy or pictures, one .npz, or module:callable.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ],
+    calib_method: CalibMethod = None,
+    calib_samples: CalibSamples = None,
+    recipe: RecipeFile = None,
+    jobs: Jobs = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    _debug: Debug = False,
+) -> None:
+    """Run the samples through the float model and keep what each activation looked like.
+
+    Builds of the same model and data then reuse the statistics, whatever their scheme. The answer
+    lists each tensor with what was seen and the range it would take.
+    """
+    from qcompile import pipeline
+
+    options = {"calibration": {"method": calib_method, "samples": calib_samples}, "jobs": jobs}
+    asked = recipe_from(said(options), recipe)
+    screen = Screen(quiet=quiet, as_json=as_json)
+    with screen.progress() as progress:
+        result = pipeline.calibrate(model, calib, asked, progress)
+    screen.answer(result, render_calibration)

@@ -1,0 +1,89 @@
+"""How a command ends: every error becomes one line on stderr and an exit code.
+
+0   done
+1   a defect of qcompile
+2   bad input: a file, an option, the data
+3   a gate was missed; the report has been written
+130 interrupted
+141 whoever read the output has gone
+143 terminated
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+import typer
+
+from qcompile.errors import QcompileError
+from qcompile.report.text import plain
+
+DEFECT = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+TERMINATED = 143
+
+
+def exit_code(command: Callable[[], None], *, debug: bool) -> int:
+    """Run a command and return its exit code; errors are printed, one line each."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        _say("interrupted; finished statistics are kept")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (nothing may end in a traceback)
+        return _failed(error, debug=debug)
+    return 0
+
+
+def _failed(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, QcompileError):
+        _say(f"error: {error}")
+        return error.exit_code
+    if isinstance(error, typer.TyperException):
+        _say(f"error: {error.format_message()}{_where_help_is(error)}")
+        return BAD_INPUT
+    if isinstance(error, OSError):
+        _say(f"error: {error}")
+        return BAD_INPUT
+    if isinstance(error, MemoryError):
+        _say("error: out of memory; use fewer --jobs")
+        return BAD_INPUT
+    hint = "" if debug else " (run with --debug and report it)"
+    _say(f"error: a defect of qcompile: {type(error).__name__}: {error}{hint}")
+    return DEFECT
+
+
+def _where_help_is(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" (see {context.command_path} --help)" if context else ""
+
+
+def _say(message: str) -> None:
+    if sys.stderr is not None:
+        line = " ".join(message.split())
+        print(plain(line), file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush go nowhere, so that it does not fail again."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    # Passes through as an interrupt does: the blocks that clean up run, no handler stops it.
+    raise SystemExit(TERMINATED)

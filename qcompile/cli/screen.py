@@ -1,0 +1,48 @@
+"""Where output goes: the answer to stdout, all else to stderr."""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+
+from qcompile.progress import Silent
+from qcompile.report.json_text import json_text
+from qcompile.report.progress import ConsoleProgress
+from qcompile.report.schema import Section
+
+WIDTH = (80, 120)
+"""Least and most columns that an answer takes."""
+
+Answer = TypeVar("Answer", bound=Section)
+
+
+class Screen:
+    """What a command shows, by ``--quiet`` and ``--json``."""
+
+    def __init__(self, *, quiet: bool, as_json: bool) -> None:
+        self._quiet = quiet
+        self._as_json = as_json
+
+    def progress(self) -> AbstractContextManager[Silent]:
+        """Return a listener that shows progress on stderr, or one that is silent."""
+        if self._quiet or sys.stderr is None:
+            return nullcontext(Silent())
+        return ConsoleProgress(console(stderr=True))
+
+    def answer(self, result: Answer, render: Callable[[Answer], RenderableType]) -> None:
+        """Print a result on stdout: as JSON and nothing else, or rendered, or not when quiet."""
+        if sys.stdout is None:
+            return
+        if self._as_json:
+            sys.stdout.write(json_text(result))
+        elif not self._quiet:
+            console().print(render(result))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that prints text as it is (names may hold brackets) and honours NO_COLOR."""
+    plain = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    plain.width = min(max(plain.width, WIDTH[0]), WIDTH[1])
+    return plain

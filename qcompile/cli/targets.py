@@ -1,0 +1,38 @@
+"""``qcompile targets``: what engines can be built, from the targets' own tables."""
+
+from qcompile.cli.options import Debug, Json
+from qcompile.cli.screen import Screen
+from qcompile.report.console_results import render_targets
+from qcompile.report.results import TargetEntry, TargetList
+from qcompile.targets import TARGETS
+from qcompile.targets.target import Target, Types
+
+EPILOG = """
+qcompile inspect MODEL applies such a table to a model.
+"""
+
+
+def targets(as_json: Json = False, _debug: Debug = False) -> None:
+    """Show each target: code types by instruction set, operators with int8 kernels, the others.
+
+    Operators in no table stay in float.
+    """
+    answer = TargetList(targets=tuple(_entry(target) for target in TARGETS.values()))
+    Screen(quiet=False, as_json=as_json).answer(answer, render_targets)
+
+
+def _entry(target: Target) -> TargetEntry:
+    return TargetEntry(
+        name=target.name,
+        summary=target.summary,
+        opset=target.opset,
+        types={cpu: _types(types) for cpu, types in target.types.items()},
+        static={op: rule.role.value for op, rule in target.static.items()},
+        dynamic={op: rule.role.value for op, rule in target.dynamic.items()},
+        costs=dict(target.costs),
+    )
+
+
+def _types(types: Types) -> str:
+    bits = " of 7 bits" if types.reduce_range else ""
+    return f"{types.activation} activations, {types.weight} weights{bits}: {types.why}"

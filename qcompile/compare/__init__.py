@@ -1,0 +1,1 @@
+"""Judges an engine against the model it was made from."""

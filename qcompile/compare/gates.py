@@ -1,0 +1,152 @@
+"""Gates: what an engine must reach before it is put in place."""
+
+import math
+
+from qcompile.compare.results import Comparison, OutputError, Result
+from qcompile.numerics.intervals import Interval
+from qcompile.recipe import Gates
+from qcompile.runtime.timing import Timing
+
+
+class GateResult(Result):
+    """One gate and what was measured.
+
+    Attributes:
+        name: The option, such as ``min-sqnr``.
+        wanted: The limit, in the unit of the measurement.
+        measured: None where nothing could be measured, which fails, or where it is infinite.
+        interval: 95 % interval of the measurement.
+        passed: Whether the gate is kept.
+        note: What was measured, or why nothing could be.
+    """
+
+    name: str
+    wanted: float
+    measured: float | None
+    interval: Interval | None = None
+    passed: bool
+    note: str = ""
+
+
+def check_gates(
+    gates: Gates, comparison: Comparison | None, timing: Timing | None
+) -> list[GateResult]:
+    """Judge an engine.
+
+    An explicit gate is judged on the measured value itself, not on an end of its interval; what
+    cannot be measured fails. Without ``min_speedup`` and ``allow_slower``, an engine fails as
+    slower than float only where the whole interval of the ratio is below 1: noise fails no build.
+
+    Args:
+        gates: What is wanted.
+        comparison: The engine against the FP model; None if there were no samples.
+        timing: FP first, engine second; None if nothing was timed.
+    """
+    results = []
+    if gates.min_sqnr is not None:
+        results.append(_sqnr(gates.min_sqnr, comparison))
+    if gates.min_agreement is not None:
+        results.append(_agreement(gates.min_agreement, comparison))
+    if gates.max_drop is not None:
+        results.append(_drop(gates.max_drop, comparison))
+    if gates.min_speedup is not None:
+        results.append(_speedup(gates.min_speedup, timing))
+    elif timing is not None and not gates.allow_slower:
+        results.append(_not_slower(timing))
+    return results
+
+
+def _sqnr(wanted: float, comparison: Comparison | None) -> GateResult:
+    name = "min-sqnr"
+    outputs = [o for o in comparison.outputs if o.equal is None] if comparison else []
+    if not outputs:
+        return _unmeasured(name, wanted, "no floating-point output was compared")
+    worst = min(outputs, key=_sqnr_value)
+    value = _sqnr_value(worst)
+    return GateResult(
+        name=name,
+        wanted=wanted,
+        measured=worst.sqnr_db,
+        interval=worst.sqnr_interval,
+        passed=value >= wanted,
+        note=f"worst output {worst.name!r}" + (f": {worst.note}" if worst.note else ""),
+    )
+
+
+def _sqnr_value(output: OutputError) -> float:
+    if output.identical:
+        return math.inf
+    return -math.inf if output.sqnr_db is None else output.sqnr_db
+
+
+def _agreement(wanted: float, comparison: Comparison | None) -> GateResult:
+    name = "min-agreement"
+    top = [a for a in comparison.agreements if a.name == "top-1"] if comparison else []
+    if not top:
+        return _unmeasured(name, wanted, "no output holds class scores")
+    worst = min(top, key=lambda agreement: agreement.share)
+    return GateResult(
+        name=name,
+        wanted=wanted,
+        measured=worst.share,
+        interval=worst.interval,
+        passed=worst.share >= wanted,
+        note=f"top-1 of output {worst.output!r}, {worst.count} decisions",
+    )
+
+
+def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
+    """Judge the user's metric if there is one, else the top-1 accuracy that drops most."""
+    name = "max-drop"
+    scores = comparison.scores if comparison else ()
+    judged = [s for s in scores if not s.output] or [
+        s for s in scores if s.name.startswith("top-1")
+    ]
+    if not judged:
+        return _unmeasured(name, wanted, "there is no accuracy: give labels or --metric")
+    undefined = [s for s in judged if s.difference is None]
+    if undefined:
+        return _unmeasured(name, wanted, undefined[0].note)
+    drop, worst = max(((-(s.difference or 0.0), s) for s in judged), key=lambda pair: pair[0])
+    interval = worst.interval
+    return GateResult(
+        name=name,
+        wanted=wanted,
+        measured=drop,
+        interval=Interval(-interval.high, -interval.low) if interval else None,
+        passed=drop <= wanted,
+        note=f"{worst.name}: {worst.float_value:.6g} to {worst.engine_value:.6g}",
+    )
+
+
+def _speedup(wanted: float, timing: Timing | None) -> GateResult:
+    name = "min-speedup"
+    if timing is None:
+        return _unmeasured(name, wanted, "nothing was timed")
+    return GateResult(
+        name=name,
+        wanted=wanted,
+        measured=timing.ratio,
+        interval=timing.interval,
+        passed=timing.ratio >= wanted,
+        note=_times(timing),
+    )
+
+
+def _not_slower(timing: Timing) -> GateResult:
+    return GateResult(
+        name="not-slower",
+        wanted=1.0,
+        measured=timing.ratio,
+        interval=timing.interval,
+        passed=timing.ratio >= 1 or timing.interval.high >= 1,
+        note=f"{_times(timing)}; --allow-slower takes it as it is",
+    )
+
+
+def _times(timing: Timing) -> str:
+    return f"{timing.first_ms:.3f} ms to {timing.second_ms:.3f} ms, {timing.threads} thread(s)"
+
+
+def _unmeasured(name: str, wanted: float, note: str) -> GateResult:
+    return GateResult(name=name, wanted=wanted, measured=None, passed=False, note=note)

@@ -1,0 +1,131 @@
+"""The user's own metric, for what accuracy cannot say: mAP, mIoU, word error rate ...
+
+``module:callable`` names a function ``f(outputs, label, feeds)`` that is called once a sample and
+model: ``outputs`` maps output names to arrays, ``label`` is the sample's label or None, ``feeds``
+are its inputs. It returns a number, higher is better (negate a loss); the mean over samples is
+the score.
+
+A function with an attribute ``aggregate`` may return anything, such as a confusion matrix or a
+list of detections: ``f.aggregate(values)`` makes the one number out of the list of all of them.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.compare.results import Score
+from qcompile.errors import RecipeError
+from qcompile.numerics.intervals import Interval, jackknife_interval, mean_interval
+from qcompile.samples import Array, Feeds
+
+Outputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with its name.
+
+    Attributes:
+        name: ``module:callable``, or any name for the report.
+        measure: Maps outputs, label and feeds of a sample to a number, or to what ``aggregate``
+            takes.
+        aggregate: Maps the values of several samples to the score; None takes their mean.
+    """
+
+    name: str
+    measure: Callable[[Outputs, Array | None, Feeds], Any]
+    aggregate: Callable[[list[Any]], float] | None = None
+
+
+def load_metric(spec: str) -> Metric:
+    """Return the metric that ``module:callable`` names; modules beside the user are found.
+
+    Raises:
+        RecipeError: The module cannot be imported, or has no such callable.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise RecipeError(f"metric {spec!r}: write it as module:callable")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        measure = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise RecipeError(f"metric {spec!r}: {type(error).__name__}: {error}") from error
+    if not callable(measure):
+        raise RecipeError(f"metric {spec!r}: {attribute} is not callable")
+    return Metric(spec, measure, getattr(measure, "aggregate", None))
+
+
+class MetricTally:
+    """Collects a metric of both models, sample by sample."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._float: list[Any] = []
+        self._engine: list[Any] = []
+
+    def add(
+        self, reference: Outputs, test: Outputs, label: Array | None, feeds: Feeds, sample: str
+    ) -> None:
+        """Measure one sample of both models.
+
+        Raises:
+            RecipeError: The metric fails, or returns no number where it has no ``aggregate``.
+        """
+        for outputs, values in ((reference, self._float), (test, self._engine)):
+            try:
+                value = self._metric.measure(outputs, label, feeds)
+                values.append(value if self._metric.aggregate else float(value))
+            except Exception as error:
+                raise RecipeError(
+                    f"metric {self._metric.name!r} fails on {sample}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+    def score(self) -> Score:
+        """Return the score of both models, with the paired interval of the difference.
+
+        Raises:
+            RecipeError: ``aggregate`` fails or returns no number.
+        """
+        count = len(self._float)
+        everything = np.arange(count)
+        values = (self._value(self._float, everything), self._value(self._engine, everything))
+        defined = all(math.isfinite(value) for value in values)
+        return Score(
+            name=self._metric.name,
+            float_value=values[0] if math.isfinite(values[0]) else None,
+            engine_value=values[1] if math.isfinite(values[1]) else None,
+            difference=values[1] - values[0] if defined else None,
+            interval=self._interval() if defined else None,
+            count=count,
+            note="" if defined else f"the metric is {values[0]} for FP, {values[1]} for the engine",
+        )
+
+    def _interval(self) -> Interval | None:
+        if self._metric.aggregate is None:
+            return mean_interval(np.array(self._engine) - np.array(self._float))
+        interval = jackknife_interval(
+            lambda kept: self._value(self._engine, kept) - self._value(self._float, kept),
+            len(self._float),
+        )
+        return interval if interval and all(map(math.isfinite, interval)) else None
+
+    def _value(self, values: list[Any], kept: "np.typing.NDArray[np.intp]") -> float:
+        chosen = [values[i] for i in kept]
+        if self._metric.aggregate is None:
+            return math.fsum(chosen) / len(chosen)
+        try:
+            return float(self._metric.aggregate(chosen))
+        except Exception as error:
+            raise RecipeError(
+                f"metric {self._metric.name!r}: aggregate fails: {type(error).__name__}: {error}"
+            ) from error

@@ -1,0 +1,110 @@
+"""Opens calibration and evaluation samples and keeps the two apart."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompile.calibrate.checks import check_samples
+from qcompile.calibrate.readers import open_samples
+from qcompile.errors import DataError
+from qcompile.progress import Progress
+from qcompile.recipe import Recipe
+from qcompile.report.schema import Data
+from qcompile.runtime.ort import Session
+from qcompile.samples import Samples, Subset, content_order
+
+Source = str | Path
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples to calibrate with and samples to compare on; none is in both.
+
+    Attributes:
+        calibration: Empty for a build without data.
+        evaluation: Empty where nothing is left to compare on.
+        facts: For the report.
+    """
+
+    calibration: Subset | None
+    evaluation: Subset | None
+    facts: Data
+
+
+def split_data(
+    calib: Source | None,
+    evaluation: Source | None,
+    session: Session,
+    recipe: Recipe,
+    progress: Progress,
+) -> Split:
+    """Open both sources; without the second, hold back a share of the first.
+
+    Which samples are held back or left out depends on their content, never on their order.
+
+    Raises:
+        DataError: A source cannot be read or does not fit the model; static int8 has no data.
+    """
+    if calib is None and recipe.scheme == "int8":
+        raise DataError(
+            "static int8 needs calibration data: give --calib (a folder of .npz, pictures, or "
+            "module:callable), or build with --dynamic, which needs none"
+        )
+    used: Subset | None = None
+    rest: Subset | None = None
+    found = 0
+    if calib is not None:
+        samples = _opened(calib, session, recipe, progress)
+        found = len(samples)
+        used, rest = _divided(samples, recipe, progress, hold_back=evaluation is None)
+    if evaluation is not None:
+        rest = _unseen(_opened(evaluation, session, recipe, progress), used, progress)
+    if rest is None or not len(rest):
+        rest = None
+        progress.notice("no samples to compare on: give --eval, or more calibration samples")
+    facts = Data(
+        calibration=None if calib is None else str(calib),
+        evaluation=None if evaluation is None else str(evaluation),
+        found=found,
+        calibration_samples=0 if used is None else len(used),
+        evaluation_samples=0 if rest is None else len(rest),
+        held_back=evaluation is None and rest is not None,
+        labels=rest is not None and rest.label(0) is not None,
+    )
+    return Split(used, rest, facts)
+
+
+def _opened(source: Source, session: Session, recipe: Recipe, progress: Progress) -> Samples:
+    samples = open_samples(source, session.inputs, recipe.preprocess, progress, session)
+    check_samples(samples, session.inputs, progress)
+    return samples
+
+
+def _divided(
+    samples: Samples, recipe: Recipe, progress: Progress, *, hold_back: bool
+) -> tuple[Subset, Subset | None]:
+    """Split by content: equal samples stay together."""
+    order = content_order(samples)
+    digests = [samples.digest(index) for index in order]
+    held: list[int] = []
+    if hold_back:
+        wanted = round(recipe.calibration.holdback * len(order))
+        start = len(order) - min(max(wanted, 1), len(order) - 1)
+        while 0 < start < len(order) and digests[start] == digests[start - 1]:
+            start += 1
+        order, held = order[:start], order[start:]
+    limit = recipe.calibration.samples
+    if limit is not None and limit > len(order):
+        progress.notice(f"--calib-samples {limit}: there are only {len(order)} to calibrate with")
+    used = Subset(samples, order[:limit])
+    return used, Subset(samples, held) if held else None
+
+
+def _unseen(samples: Samples, used: Subset | None, progress: Progress) -> Subset:
+    """Leave out evaluation samples that calibration saw."""
+    seen = {used.digest(i) for i in range(len(used))} if used is not None else set()
+    kept = [i for i in range(len(samples)) if samples.digest(i) not in seen]
+    if len(kept) < len(samples):
+        progress.notice(
+            f"{len(samples) - len(kept)} evaluation samples are calibration samples too: left out"
+        )
+    return Subset(samples, kept)

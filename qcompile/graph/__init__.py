@@ -1,0 +1,1 @@
+"""The pass protocol and what all passes share, on onnx_ir."""

@@ -1,0 +1,1 @@
+"""Arrays only: grids, range search, error metrics. Nothing here knows ONNX."""

@@ -1,0 +1,385 @@
+"""The flow, one way: source, canonical graph, statistics, plan, rewritten graph, engine, comparison.
+
+Only this file, with ``frontend`` and ``data``, joins the stages; none of them imports another.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile import sections
+from qcompile.bundle import (
+    ENGINE,
+    MANIFEST,
+    PLAN,
+    REPORT,
+    Bundle,
+    Manifest,
+    default_output,
+    open_bundle,
+    versions,
+)
+from qcompile.calibrate.cache import StatisticsStore, default_cache
+from qcompile.calibrate.collect import collect
+from qcompile.compare.end_to_end import compare_all
+from qcompile.compare.gates import GateResult, check_gates
+from qcompile.compare.layers import LayerError, compare_layers, compare_weights
+from qcompile.compare.metric import Metric, load_metric
+from qcompile.compare.results import Comparison
+from qcompile.data import Source, Split, split_data
+from qcompile.emit.ort_file import load_engine, write_engine, write_optimized
+from qcompile.errors import GateError, ModelError, RecipeError
+from qcompile.frontend import Loaded, check_equivalence, load
+from qcompile.graph.runner import PassRun, run_passes
+from qcompile.numerics.grids import dequantize, quantize
+from qcompile.passes.dynamic_matmul import DynamicMatmul
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.plan import Plan, read_plan
+from qcompile.planning.plan import PROBED, activations_of, check_plan, make_plan, wishes_of
+from qcompile.planning.select import select
+from qcompile.progress import Progress, Silent
+from qcompile.recipe import Cpu, Recipe
+from qcompile.report.json_text import json_text
+from qcompile.report.schema import CalibrationSummary, Canonicalization, Report
+from qcompile.runtime.host import host_cpu
+from qcompile.runtime.made_up import made_up_feeds
+from qcompile.runtime.ort import Session, kernel_nodes
+from qcompile.runtime.timing import Timing, time_pair
+from qcompile.samples import Feeds, Samples, Subset, samples_digest
+from qcompile.statistics import Statistics
+from qcompile.targets import Target, target_named
+
+CHECKED = 2
+"""Samples on which the clean-up is compared with the source."""
+
+LAYERED = 4
+"""Samples of the layer-by-layer comparison."""
+
+
+def build(
+    model: Path | str,
+    *,
+    calib: Source | None = None,
+    evaluation: Source | None = None,
+    output: Path | None = None,
+    recipe: Recipe | None = None,
+    plan: Path | None = None,
+    force: bool = False,
+    dump_passes: Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Build an engine from an ONNX model, and prove what it still does.
+
+    Args:
+        model: An ONNX file.
+        calib: Calibration samples: a folder, a file or ``module:callable``; see
+            ``calibrate.readers``. Static int8 needs them.
+        evaluation: Samples to compare on; without them a share of ``calib`` is held back.
+        output: The bundle's folder; by default ``<model>-<scheme>-<target>`` in the current one.
+        recipe: What to build; by default static int8 for ONNX Runtime on this CPU.
+        plan: A plan file to follow instead of making one.
+        force: Replace a former bundle.
+        dump_passes: Write the graph's text after each pass into this folder.
+        progress: Hears of steps and notices.
+
+    Returns:
+        What ``report.json`` holds, and what the command line prints.
+
+    Raises:
+        QcompileError: Bad input; nothing is written.
+        GateError: A gate was missed: the report was written, the engine was not; ``.report`` is it.
+    """
+    path, recipe = Path(model), recipe or Recipe()
+    target = target_named(recipe.target)
+    cpu = recipe.cpu or host_cpu()
+    if cpu not in target.types:
+        raise RecipeError(f"--cpu {cpu}: {target.name} has no types for it")
+    recipe = recipe.model_copy(update={"jobs": recipe.jobs or os.cpu_count() or 1})
+    metric = load_metric(recipe.metric) if recipe.metric else None
+    edited = read_plan(plan) if plan else None
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    folder = output or default_output(path, recipe.scheme, target.name)
+    clock = _Clock(progress or Silent())
+    with open_bundle(folder, force=force) as bundle:
+        job = _Job(path, recipe, target, cpu, metric, bundle, clock)
+        return job.run(calib, evaluation, edited, dump_passes)
+
+
+@dataclass
+class _Clock:
+    """Times the stages and keeps the notices."""
+
+    listener: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Pass a step on."""
+        self.listener.step(stage, done, total)
+
+    def notice(self, message: str) -> None:
+        """Keep a notice, once, and pass it on."""
+        if message not in self.notices:
+            self.notices.append(message)
+            self.listener.notice(message)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    recipe: Recipe
+    target: Target
+    cpu: Cpu
+    metric: Metric | None
+    bundle: Bundle
+    clock: _Clock
+
+    def run(
+        self,
+        calib: Source | None,
+        evaluation: Source | None,
+        edited: Plan | None,
+        dump_passes: Path | None,
+    ) -> Report:
+        clock, jobs = self.clock, self.recipe.jobs or 1
+        with clock.stage("source"):
+            loaded = load(
+                self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=clock
+            )
+        with clock.stage("data"):
+            data = split_data(calib, evaluation, loaded.session, self.recipe, clock)
+        with clock.stage("check clean-up"):
+            canonical = self._check(loaded, data)
+        with clock.stage("calibrate"):
+            statistics, reused = self._statistics(loaded, data.calibration)
+        with clock.stage("plan"):
+            plan = self._plan(loaded, statistics, data, edited)
+        self.bundle.write(PLAN, plan.text())
+        with clock.stage("rewrite"):
+            quantized, runs = self._rewrite(loaded, plan, dump_passes)
+        with clock.stage("emit"):
+            engine = self._emit(quantized)
+        with clock.stage("compare"):
+            compared = self._compare(loaded, engine, quantized, data)
+            layers = self._layers(loaded, quantized, plan, data)
+        with clock.stage("time"):
+            timing = self._time(loaded, engine, data)
+        results = check_gates(self.recipe.gates, compared.get("engine"), timing)
+        summary = sections.calibration_summary(
+            plan,
+            self.recipe.calibration.method,
+            len(statistics.tensors),
+            reused,
+            clock.seconds["calibrate"],
+        )
+        report = Report(
+            model=sections.model_facts(
+                self.path,
+                loaded.files,
+                loaded.model,
+                loaded.session.inputs,
+                loaded.session.outputs,
+                loaded.nodes,
+                loaded.opset,
+            ),
+            canonical=canonical,
+            data=data.facts,
+            calibration=summary if statistics.tensors else None,
+            plan=sections.plan_summary(plan, host_cpu(), loaded.model),
+            passes=sections.pass_records(runs),
+            kernels=sections.kernels(plan, loaded.model, self.target, kernel_nodes(engine)),
+            engine=sections.comparison_section(compared.get("engine")),
+            simulated=sections.comparison_section(compared["simulated"])
+            if "simulated" in compared
+            else None,
+            layers=sections.layer_rows(layers),
+            speed=sections.speed(timing),
+            gates=sections.gates(results),
+        )
+        return self._finish(report, loaded, data, results)
+
+    def _check(self, loaded: Loaded, data: Split) -> Canonicalization:
+        samples = data.calibration or data.evaluation
+        runs = sections.pass_records(loaded.runs)
+        if samples is None:
+            self.clock.notice("without samples, the clean-up was not compared with the source")
+            return Canonicalization(passes=runs)
+        indices = range(min(CHECKED, len(samples)))
+        moved = check_equivalence(loaded, samples, indices)
+        return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
+
+    def _statistics(self, loaded: Loaded, samples: Subset | None) -> tuple[Statistics, int]:
+        if samples is None or self.recipe.scheme != "int8":
+            return Statistics({}, 0), 0
+        wishes = wishes_of(self.recipe)
+        names = activations_of(select(loaded.model, self.target, self.recipe.scheme, wishes))
+        store = StatisticsStore(default_cache())
+        key_had = 0
+        statistics = collect(
+            loaded.model,
+            samples,
+            names,
+            jobs=self.recipe.jobs or 1,
+            histograms=self.recipe.calibration.method != "minmax",
+            store=store,
+            progress=self.clock,
+        )
+        return statistics, key_had
+
+    def _plan(
+        self, loaded: Loaded, statistics: Statistics, data: Split, edited: Plan | None
+    ) -> Plan:
+        if edited is not None:
+            check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
+            return edited
+        calibration = data.calibration
+        probed = Subset(calibration, range(min(PROBED, len(calibration)))) if calibration else None
+        return make_plan(
+            loaded.model,
+            statistics,
+            probed,
+            self.recipe,
+            self.target,
+            self.cpu,
+            wishes_of(self.recipe),
+            self.clock,
+        )
+
+    def _rewrite(
+        self, loaded: Loaded, plan: Plan, dump_passes: Path | None
+    ) -> tuple[ir.Model, list[PassRun]]:
+        quantized = loaded.model.clone()
+        passes = [InsertQdq(plan=plan) if self.recipe.scheme == "int8" else DynamicMatmul(plan=plan)]
+        folder = dump_passes / "quantize" if dump_passes else None
+        return quantized, run_passes(quantized, passes, holds=loaded.holds, dump_dir=folder)
+
+    def _emit(self, quantized: ir.Model) -> Path:
+        engine = self.bundle.folder / ENGINE
+        write_engine(quantized, engine)
+        session = load_engine(engine, self.recipe.jobs or 1)
+        del session
+        if self.recipe.optimized:
+            write_optimized(engine)
+        return engine
+
+    def _compare(
+        self, loaded: Loaded, engine: Path, quantized: ir.Model, data: Split
+    ) -> dict[str, Comparison]:
+        if data.evaluation is None:
+            return {}
+        jobs = self.recipe.jobs or 1
+        runners = {
+            "engine": Session(engine, threads=jobs).run,
+            "simulated": Session(engine, threads=jobs, optimize=False).run,
+        }
+        return compare_all(
+            loaded.session.run, runners, data.evaluation, metric=self.metric, progress=self.clock
+        )
+
+    def _layers(
+        self, loaded: Loaded, quantized: ir.Model, plan: Plan, data: Split
+    ) -> list[LayerError]:
+        weights = compare_weights(_weights(loaded.model, plan))
+        if data.evaluation is None or self.recipe.scheme != "int8":
+            return weights
+        made = {out.name for node in quantized.graph for out in node.outputs}
+        pairs = {
+            name: real
+            for name, tensor in plan.tensors.items()
+            if tensor.kind == "activation" and (real := _real_name(name, made)) is not None
+        }
+        return compare_layers(
+            loaded.model,
+            quantized,
+            pairs,
+            data.evaluation,
+            limit_samples=LAYERED,
+            threads=self.recipe.jobs or 1,
+            progress=self.clock,
+        ) + weights
+
+    def _time(self, loaded: Loaded, engine: Path, data: Split) -> Timing:
+        samples = data.evaluation or data.calibration
+        if samples is None:
+            self.clock.notice("timed on made-up inputs, for there are no samples")
+        feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.session.inputs)
+        self.clock.step("time", 0, 1)
+        timing = time_pair(self.path, engine, feeds)
+        self.clock.step("time", 1, 1)
+        return timing
+
+    def _finish(
+        self, report: Report, loaded: Loaded, data: Split, results: list[GateResult]
+    ) -> Report:
+        missed = [result for result in results if not result.passed]
+        status = "gate failed" if missed else "built"
+        if missed:
+            self.bundle.remove_engine()
+        files = self.bundle.artifacts()
+        found = versions()
+        report = report.model_copy(
+            update={
+                "status": status,
+                "output": str(self.bundle.destination(status)),
+                "notices": tuple(self.clock.notices),
+                "seconds": self.clock.seconds,
+                "artifacts": sections.artifacts(files),
+                "recipe": self.recipe.model_dump(mode="json"),
+                "versions": found,
+            }
+        )
+        manifest = Manifest(
+            status=status,
+            source=loaded.files,
+            calibration=samples_digest(data.calibration) if data.calibration else None,
+            evaluation=samples_digest(data.evaluation) if data.evaluation else None,
+            recipe=self.recipe.model_dump(mode="json"),
+            plan=files[PLAN].sha256,
+            versions=found,
+            cpu={"engine": self.cpu, "host": host_cpu()},
+            seconds=self.clock.seconds,
+            artifacts=files,
+        )
+        self.bundle.write(MANIFEST, manifest.text())
+        self.bundle.write(REPORT, json_text(report))
+        self.bundle.place(status)
+        if missed:
+            names = ", ".join(f"--{gate.name}" for gate in missed)
+            raise GateError(f"gate missed: {names}; the engine was not put in place", report)
+        return report
+
+
+def _real_name(name: str, made: set[str | None]) -> str | None:
+    """Return the value of the quantized graph that stands for a float value."""
+    if f"{name}.quantized" not in made:
+        return None
+    return f"{name}.quantized"
+
+
+def _weights(
+    model: ir.Model, plan: Plan
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Yield name, operator, values and dequantized codes of each planned weight."""
+    for name, tensor in plan.tensors.items():
+        value = model.graph.initializers.get(name)
+        if tensor.kind != "weight" or value is None or value.const_value is None:
+            continue
+        values = value.const_value.numpy()
+        grid = tensor.scales(), tensor.zero_points(), tensor.axis
+        codes = quantize(values, *grid, tensor.type)
+        operator = value.uses()[0].node.op_type if value.uses() else ""
+        yield name, operator, values, dequantize(codes, *grid)

@@ -1,0 +1,140 @@
+"""The plan: what the compiler decided for each tensor and each node, and why. JSON, editable."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qcompile.errors import PlanError
+
+CodeType = Literal["uint8", "int8", "int32"]
+Kind = Literal["activation", "weight", "bias"]
+Precision = Literal["int8", "int8-dynamic", "float"]
+
+CODE_RANGE: dict[CodeType, tuple[int, int]] = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorPlan(_Frozen):
+    """How one tensor is stored: ``real = scale * (code - zero_point)``.
+
+    Attributes:
+        kind: activation (quantized at run time), weight or bias (stored as codes).
+        type: Type of the codes.
+        axis: The channel axis for per-channel scales; None for per-tensor.
+        scale: One step, or one a channel. Positive.
+        zero_point: The code of 0.0, one for each scale.
+        reduce_range: The codes use 7 bits (CPUs whose 8-bit kernels saturate).
+        method: How the range was found: minmax, percentile, mse, entropy, fixed, tied, user.
+        errors: Relative L2 error of the consumers' outputs for each method that was tried.
+    """
+
+    kind: Kind
+    type: CodeType
+    axis: int | None = None
+    scale: Annotated[list[float], Field(min_length=1)]
+    zero_point: Annotated[list[int], Field(min_length=1)]
+    reduce_range: bool = False
+    method: str = "user"
+    errors: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TensorPlan":
+        if len(self.scale) != len(self.zero_point):
+            raise ValueError("scale and zero_point differ in length")
+        if self.axis is None and len(self.scale) != 1:
+            raise ValueError("several scales need an axis")
+        if not all(s > 0 for s in self.scale):
+            raise ValueError("scales must be positive")
+        low, high = CODE_RANGE[self.type]
+        if not all(low <= z <= high for z in self.zero_point):
+            raise ValueError(f"zero_point outside the range of {self.type}")
+        return self
+
+    def scales(self) -> npt.NDArray[np.float32]:
+        """Return the scale, float32, rank 0 for per-tensor, ``(C,)`` for per-channel."""
+        array = np.asarray(self.scale, np.float32)
+        return array[0] if self.axis is None else array
+
+    def zero_points(self) -> npt.NDArray[np.integer]:
+        """Return the zero point in the type of the codes, shaped like ``scales``."""
+        array = np.asarray(self.zero_point).astype(self.type)
+        return array[0] if self.axis is None else array
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the lowest and highest real value of a per-tensor grid."""
+        low, high = CODE_RANGE[self.type]
+        return (
+            self.scale[0] * (low - self.zero_point[0]),
+            self.scale[0] * (high - self.zero_point[0]),
+        )
+
+
+class NodePlan(_Frozen):
+    """What one node computes in, and why.
+
+    Attributes:
+        op: Operator type, for the reader and as a check.
+        precision: int8 (static), int8-dynamic (activations quantized at run time) or float.
+        reason: Why: the rule, the measured error, the user's exclusion.
+    """
+
+    op: str
+    precision: Precision
+    reason: str
+
+
+class Plan(_Frozen):
+    """All decisions for one model on one target; tensors and nodes by name in the canonical graph."""
+
+    version: Literal[1] = 1
+    model: str = Field(description="sha256 of the canonical graph that the names belong to")
+    target: str
+    cpu: str
+    scheme: str
+    tensors: dict[str, TensorPlan]
+    nodes: dict[str, NodePlan]
+
+    def precision(self, node: str) -> Precision:
+        """Return the precision of a node; nodes that are not listed stay in float."""
+        entry = self.nodes.get(node)
+        return entry.precision if entry else "float"
+
+    def text(self) -> str:
+        """Return the JSON, stable and with one line for each entry."""
+        body = self.model_dump(mode="json", exclude_defaults=False)
+        lines = [f'  "{k}": {json.dumps(v)},' for k, v in body.items() if k not in _SECTIONS]
+        for section in _SECTIONS:
+            entries = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in body[section].items()]
+            joined = ",\n".join(entries)
+            lines.append(f'  "{section}": {{\n{joined}\n  }}{"," if section == "tensors" else ""}')
+        return "{\n" + "\n".join(lines) + "\n}\n"
+
+
+_SECTIONS = ("tensors", "nodes")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        PlanError: The file is missing, is not JSON, or breaks the schema; names the entry.
+    """
+    try:
+        return Plan.model_validate_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise PlanError(f"{path}: {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Decides, for one target, what becomes which type, and why."""

@@ -1,0 +1,187 @@
+"""Measured error: what a grid on one tensor does to the nodes that read it, on real activations.
+
+The probe graph holds, beside each tensor's readers, a copy of them that reads the tensor rounded
+to a grid whose scale and zero point are inputs of the graph. Both results are subtracted and only
+sums of squares leave the runtime, so one run measures one candidate grid of every tensor at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph.edit import Names
+from qcompile.graph.walk import is_op
+from qcompile.numerics.grids import affine_grid
+from qcompile.plan import CODE_RANGE, CodeType
+from qcompile.runtime.ort import Session
+from qcompile.samples import Samples
+
+Range = tuple[float, float]
+CARRIED = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Split")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Sums of squares over the probed samples, at one value behind a reader of one tensor.
+
+    Attributes:
+        error: Of the difference that rounding the tensor makes.
+        power: Of the float output.
+    """
+
+    error: float
+    power: float
+
+    @property
+    def relative(self) -> float:
+        """Relative L2 error."""
+        return float(np.sqrt(self.error / self.power)) if self.power > 0 else float(self.error > 0)
+
+
+class Probe:
+    """A session that measures grids for a set of tensors on fixed samples."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        readers: Mapping[str, Sequence[str]],
+        code_type: CodeType,
+        samples: Samples,
+        jobs: int,
+    ) -> None:
+        """Build the probe graph.
+
+        Args:
+            model: The lowered float graph; it is not changed.
+            readers: Tensor name to the nodes that would read it rounded; none means the tensor
+                itself is what matters (a graph output).
+            code_type: Type of activation codes.
+            samples: A few samples; every measurement runs all of them.
+            jobs: Samples measured at once.
+        """
+        self.samples, self.jobs, self.code_type = samples, jobs, code_type
+        graph = model.clone()
+        self.keys = list(_add_taps(graph, readers, code_type))
+        self.tensors = list(readers)
+        self.session = Session(graph, threads=1)
+        outputs = [f"{tensor}|{end}|{what}" for tensor, end in self.keys for what in "ep"]
+        self.outputs = outputs
+
+    def measure(self, ranges: Mapping[str, Range]) -> dict[tuple[str, str], Reading]:
+        """Round each tensor to the grid of its range; return (tensor, value behind it) to the error."""
+        grids = self._grids(ranges)
+
+        def one(index: int) -> np.ndarray:
+            results = self.session.run({**self.samples[index], **grids}, self.outputs)
+            return np.asarray([float(results[name]) for name in self.outputs])
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            sums = np.sum(list(pool.map(one, range(len(self.samples)))), axis=0).reshape(-1, 2)
+        return {key: Reading(*map(float, row)) for key, row in zip(self.keys, sums, strict=True)}
+
+    def _grids(self, ranges: Mapping[str, Range]) -> dict[str, np.ndarray]:
+        feeds: dict[str, np.ndarray] = {}
+        for name in self.tensors:
+            scale, zero = affine_grid(*ranges[name], *CODE_RANGE[self.code_type])
+            feeds[f"{name}|scale"] = np.asarray(scale, np.float32)
+            feeds[f"{name}|zero"] = np.asarray(zero, self.code_type)
+        return feeds
+
+
+def _add_taps(
+    model: ir.Model, readers: Mapping[str, Sequence[str]], code_type: CodeType
+) -> Iterator[tuple[str, str]]:
+    graph = model.graph
+    values = {v.name: v for v in graph.inputs} | {o.name: o for n in graph for o in n.outputs}
+    nodes = {node.name: node for node in graph}
+    graph.outputs.clear()
+    tapper = _Tapper(model)
+    seen: set[tuple[str, str]] = set()
+    for name, reading in readers.items():
+        value = values[name]
+        rounded = tapper.rounded(value, code_type)
+        ends = [
+            (end, copy)
+            for reader in reading
+            for end, copy in tapper.copies(nodes[reader], value, rounded)
+        ] or [(value, rounded)]
+        for end, copy in ends:
+            key = (name, end.name or "")
+            if key in seen:
+                continue
+            seen.add(key)
+            tapper.output(f"{key[0]}|{key[1]}|e", tapper.op("Sub", [end, copy]))
+            tapper.output(f"{key[0]}|{key[1]}|p", end)
+            yield key
+    graph.sort()
+
+
+class _Tapper:
+    """Adds nodes to a graph under names that nothing else uses."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.names = Names(model)
+        self.originals = {node.name for node in model.graph}
+
+    def op(self, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
+        node = ir.node(op_type, inputs)
+        node.name = self.names.fresh(_first(inputs), op_type)
+        node.outputs[0].name = self.names.fresh(_first(inputs), f"{op_type}.out")
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def rounded(self, value: ir.Value, code_type: CodeType) -> ir.Value:
+        """Return the value behind a QDQ pair whose grid is fed."""
+        scale = ir.Value(
+            name=f"{value.name}|scale", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([])
+        )
+        zero = ir.Value(
+            name=f"{value.name}|zero",
+            type=ir.TensorType(ir.DataType[code_type.upper()]),
+            shape=ir.Shape([]),
+        )
+        self.graph.inputs.extend([scale, zero])
+        codes = self.op("QuantizeLinear", [value, scale, zero])
+        return self.op("DequantizeLinear", [codes, scale, zero])
+
+    def copies(
+        self, node: ir.Node, value: ir.Value, rounded: ir.Value
+    ) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Copy a reader with the rounded input; go on through nodes that only move data."""
+        inputs = [rounded if v is value else v for v in node.inputs]
+        copy = ir.node(
+            node.op_type,
+            inputs,
+            attributes={name: a for name, a in node.attributes.items()},
+            domain=node.domain,
+            num_outputs=len(node.outputs),
+            name=self.names.fresh(node, "probe"),
+        )
+        self.graph.append(copy)
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            new.name = self.names.fresh(old, "probe")
+            new.type, new.shape = old.type, old.shape
+            uses = [use.node for use in old.uses() if use.node.name in self.originals]
+            if is_op(node, *CARRIED) and uses:
+                for reader in {id(n): n for n in uses}.values():
+                    yield from self.copies(reader, old, new)
+            elif old.dtype == ir.DataType.FLOAT:
+                yield old, new
+
+    def output(self, name: str, value: ir.Value) -> None:
+        """Export the sum of squares of a value."""
+        node = ir.node("ReduceSumSquare", [value], attributes={"keepdims": 0})
+        node.name = f"{name}|sum"
+        node.outputs[0].name = name
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape([])
+        self.graph.append(node)
+        self.graph.outputs.append(node.outputs[0])
+
+
+def _first(inputs: Sequence[ir.Value | None]) -> ir.Value:
+    return next(v for v in inputs if v is not None)

@@ -1,0 +1,122 @@
+"""Grids for what ``select`` chose: activations from ranges, weights and biases from their values."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import PlanError
+from qcompile.numerics.grids import affine_grid, symmetric_scales
+from qcompile.plan import CODE_RANGE, TensorPlan
+from qcompile.planning.select import Selection
+from qcompile.targets.target import Types
+
+BIAS_LIMIT = 2**30
+"""Largest bias code: half of int32, so that bias plus products do not overflow at once."""
+
+Ranges = Mapping[str, tuple[float, float, str]]
+"""Value name to low, high and the method that chose them."""
+
+
+def activation_plan(low: float, high: float, types: Types, method: str) -> TensorPlan:
+    """Return the per-tensor grid of an activation over a range."""
+    scale, zero_point = affine_grid(low, high, *CODE_RANGE[types.activation])
+    return TensorPlan(
+        kind="activation",
+        type=types.activation,
+        scale=[scale],
+        zero_point=[zero_point],
+        method=method,
+    )
+
+
+def plan_tensors(
+    model: ir.Model, selection: Selection, types: Types, ranges: Ranges
+) -> dict[str, TensorPlan]:
+    """Return the plan of every tensor that becomes codes, in graph order.
+
+    Args:
+        model: The lowered graph.
+        selection: What becomes codes.
+        types: Code types of the instruction set.
+        ranges: Range of each activation; a tied one takes its source's.
+
+    Raises:
+        PlanError: An activation has no range.
+    """
+    plans: dict[str, TensorPlan] = {}
+    for name in selection.activations:
+        source = selection.tied.get(name, name)
+        if source not in ranges:
+            raise PlanError(f"{name}: no range; calibrate this tensor or exclude its readers")
+        low, high, method = ranges[source]
+        plans[name] = activation_plan(low, high, types, "tied" if source != name else method)
+    for name, axis in selection.weights.items():
+        values = _values(model, name)
+        plans[name] = (
+            constant_plan(values, types) if axis is None else weight_plan(values, axis, types)
+        )
+    for name, node in selection.biases.items():
+        plans[name] = _bias_plan(model, name, node, plans)
+    return plans
+
+
+def weight_plan(values: np.ndarray, axis: int, types: Types) -> TensorPlan:
+    """Return the symmetric per-channel grid of a weight."""
+    high = 63 if types.reduce_range else 127
+    scales = symmetric_scales(values, axis, high)
+    return TensorPlan(
+        kind="weight",
+        type=types.weight,
+        axis=axis,
+        scale=[float(s) for s in scales],
+        zero_point=[0] * len(scales),
+        reduce_range=types.reduce_range,
+        method="minmax",
+    )
+
+
+def constant_plan(values: np.ndarray, types: Types) -> TensorPlan:
+    """Return the grid of a constant operand of Add, Mul or Concat: typed like an activation."""
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    scale, zero_point = affine_grid(low, high, *CODE_RANGE[types.activation])
+    return TensorPlan(
+        kind="weight",
+        type=types.activation,
+        scale=[scale],
+        zero_point=[zero_point],
+        method="minmax",
+    )
+
+
+def _bias_plan(
+    model: ir.Model, name: str, node_name: str, plans: dict[str, TensorPlan]
+) -> TensorPlan:
+    """Return the bias grid: scale of the input times scale of the weight, as the kernels demand.
+
+    A channel of tiny weights behind a large bias would overflow int32: its weight scale grows.
+    """
+    node = next(n for n in model.graph if n.name == node_name)
+    data, weight = (plans[node.inputs[i].name] for i in (0, 1))  # type: ignore[union-attr,index]
+    weight_name = node.inputs[1].name  # type: ignore[union-attr]
+    bias = np.abs(_values(model, name).astype(np.float64)).reshape(-1)
+    needed = np.broadcast_to(bias, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
+    scales = np.maximum(weight.scale, needed).astype(np.float32)
+    if not np.array_equal(scales, np.asarray(weight.scale, np.float32)):
+        plans[weight_name or ""] = weight.model_copy(update={"scale": [float(s) for s in scales]})
+    product = (np.float32(data.scale[0]) * scales).astype(np.float32)
+    return TensorPlan(
+        kind="bias",
+        type="int32",
+        axis=0,
+        scale=[float(s) for s in product],
+        zero_point=[0] * len(product),
+        method="fixed",
+    )
+
+
+def _values(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    if tensor is None:
+        raise PlanError(f"{name}: not a constant")
+    return tensor.numpy()

@@ -1,0 +1,1 @@
+"""Shows what happened: terminal and JSON."""

@@ -1,0 +1,164 @@
+"""The answers of calibrate, compare, inspect and bench as a person reads them in a terminal."""
+
+from rich.console import Group, RenderableType
+
+from qcompile.report import text
+from qcompile.report.console import (
+    comparison_lines,
+    float_table,
+    lines,
+    notice_lines,
+    paragraphs,
+    plan_lines,
+    table,
+)
+from qcompile.report.results import (
+    BenchReport,
+    CalibrationReport,
+    ComparisonReport,
+    Diagnosis,
+    Inspection,
+    PassList,
+    RuntimeEntry,
+    TargetEntry,
+    TargetList,
+)
+from qcompile.report.schema import ModelFacts, PortFacts
+
+
+def render_calibration(result: CalibrationReport) -> RenderableType:
+    """Return what was seen of each tensor."""
+    rows = [
+        (
+            text.number(row.low),
+            text.number(row.high),
+            f"[{text.number(row.range_low)}, {text.number(row.range_high)}]",
+            f"{row.name}{f' ({row.note})' * bool(row.note)}",
+        )
+        for row in result.tensors
+    ]
+    reused = f", {result.reused} from the cache" if result.reused else ""
+    head = f"{result.data}: {text.counted(result.samples, 'sample')}, method {result.method}"
+    return paragraphs(
+        [
+            ("model", lines(result.model)),
+            ("data", lines(head)),
+            ("tensors", table(("low", "high", "range", "name"), rows, left=2)),
+            ("cache", lines(f"{result.cache}{reused}; {text.seconds(result.seconds)}")),
+            ("notices", notice_lines(result.notices)),
+        ]
+    )
+
+
+def render_comparison(result: ComparisonReport) -> RenderableType:
+    """Return how far the second model is from the first."""
+    return paragraphs(
+        [
+            ("reference", lines(result.reference)),
+            ("model", lines(result.model)),
+            ("data", lines(result.data)),
+            ("accuracy", comparison_lines(result.comparison, seen=True)),
+            ("notices", notice_lines(result.notices)),
+        ]
+    )
+
+
+def render_inspection(result: Inspection) -> RenderableType:
+    """Return what the model is and what a build would do with it."""
+    model = result.model
+    ports = [_port("input", p) for p in model.inputs] + [_port("output", p) for p in model.outputs]
+    before, after = result.weight_bytes, result.int8_weight_bytes
+    weights = f"{text.size(before)} in float, about {text.size(after)} planned" if before else ""
+    return paragraphs(
+        [
+            ("model", lines(_facts(model))),
+            ("ports", table(("", "type", "shape", "name"), ports, left=4) if ports else None),
+            ("operators", lines(text.listed(model.operators))),
+            ("unknown", lines(text.listed(result.unknown))),
+            ("weights", lines(weights)),
+            ("plan", plan_lines(result.plan)),
+            ("in float", float_table(result.plan.float_nodes)),
+            ("notices", notice_lines(result.notices)),
+        ]
+    )
+
+
+def render_bench(result: BenchReport) -> RenderableType:
+    """Return the speed of each model."""
+    rows = [
+        (
+            text.milliseconds(row.median_ms),
+            text.times(row.ratio),
+            text.interval(row.interval),
+            text.size(row.bytes),
+            row.model,
+        )
+        for row in result.rows
+    ]
+    made_up = any(row.inputs == "made up" for row in result.rows)
+    caveat = "inputs were made up: give --data where the values decide the time" if made_up else ""
+    return paragraphs(
+        [
+            ("speed", table(("median", "as fast", "", "size", "model"), rows, left=1)),
+            ("how", lines(f"{result.cpu}, {text.counted(result.threads, 'thread')}", caveat)),
+            ("notices", notice_lines(result.notices)),
+        ]
+    )
+
+
+def _facts(model: ModelFacts) -> str:
+    return (
+        f"{model.path}: opset {model.opset}, {text.counted(model.nodes, 'node')}, "
+        f"{text.counted(model.parameters, 'parameter')}, {text.size(model.bytes)}"
+    )
+
+
+def _port(kind: str, port: PortFacts) -> tuple[str, str, str, str]:
+    shape = "unknown" if port.shape is None else " x ".join(str(d) for d in port.shape) or "scalar"
+    return (kind, port.dtype, shape, port.name)
+
+
+def render_passes(result: PassList) -> RenderableType:
+    """Return the passes, numbered in the order in which they run."""
+    rows = [(str(i), p.name, p.effect, p.summary) for i, p in enumerate(result.passes, 1)]
+    return table(("", "pass", "outputs", "what it does"), rows, left=3)
+
+
+def render_targets(result: TargetList) -> RenderableType:
+    """Return the tables of the targets."""
+    return Group(*(_target(entry) for entry in result.targets))
+
+
+def render_diagnosis(result: Diagnosis) -> RenderableType:
+    """Return what is installed and what can be built."""
+    rows = [
+        (entry.name, entry.version or text.UNKNOWN, entry.missing or _uses(entry))
+        for entry in result.runtimes
+    ]
+    builds = [f"{target}: {answer}" for target, answer in result.builds.items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    return paragraphs(
+        [
+            ("cpu", lines(f"{result.cpu}, {text.counted(result.cores, 'core')}")),
+            ("versions", lines(versions)),
+            ("runtimes", table(("name", "version", "state"), rows, left=3)),
+            ("can build", lines(*builds)),
+        ]
+    )
+
+
+def _uses(entry: RuntimeEntry) -> str:
+    return ", ".join((*entry.providers, *entry.devices)) or "ready"
+
+
+def _target(entry: TargetEntry) -> RenderableType:
+    types = [(cpu, what) for cpu, what in entry.types.items()]
+    return paragraphs(
+        [
+            ("target", lines(f"{entry.name}: {entry.summary}; opset {entry.opset}")),
+            ("types", table(("cpu", "codes"), types, left=2)),
+            ("int8", table(("operator", "role"), entry.static.items(), left=2)),
+            ("int8-dynamic", table(("operator", "role"), entry.dynamic.items(), left=2)),
+            ("in float", table(("operator", "reason"), entry.costs.items(), left=2)),
+        ]
+    )

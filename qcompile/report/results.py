@@ -1,0 +1,166 @@
+"""What the other commands answer: calibrate, compare, inspect, bench. Plain data, like a report."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from qcompile.report.schema import (
+    ComparisonSection,
+    Counts,
+    Interval,
+    ModelFacts,
+    Number,
+    PlanSummary,
+    Section,
+)
+
+
+class TensorRow(Section):
+    """What calibration saw of one activation, and the range it would take.
+
+    Attributes:
+        low: Smallest element seen; None where the tensor has infinite elements.
+        high: Largest element seen.
+        range_low: Low end of the range of the recipe's method; None where it is chosen later.
+        range_high: High end of that range.
+    """
+
+    name: str
+    low: Number
+    high: Number
+    elements: int = 0
+    range_low: Number = None
+    range_high: Number = None
+    note: str = ""
+
+
+class CalibrationReport(Section):
+    """The statistics that are in the cache now."""
+
+    model: str
+    data: str
+    samples: int
+    method: str
+    tensors: tuple[TensorRow, ...] = ()
+    reused: int = 0
+    cache: str = ""
+    seconds: float = 0.0
+    notices: tuple[str, ...] = ()
+
+
+class ComparisonReport(Section):
+    """Two models on the same samples; the first is the reference."""
+
+    reference: str
+    model: str
+    data: str
+    comparison: ComparisonSection = ComparisonSection()
+    notices: tuple[str, ...] = ()
+
+
+class Inspection(Section):
+    """A model as a target sees it, before any data was seen.
+
+    Attributes:
+        unknown: Operators without a known schema, ``domain::Op`` to count.
+        weight_bytes: Float weight bytes of the source, and of the planned engine.
+        plan: What would be quantized, and why the rest would not; without measured errors.
+    """
+
+    model: ModelFacts
+    plan: PlanSummary
+    unknown: Counts = Field(default_factory=dict)
+    weight_bytes: int = 0
+    int8_weight_bytes: int = 0
+    notices: tuple[str, ...] = ()
+
+
+class BenchRow(Section):
+    """The speed of one model.
+
+    Attributes:
+        ratio: Time of the first model over the time of this one; None for the first.
+        inputs: Where the inputs came from: the data, or values made for the timing only.
+    """
+
+    model: str
+    median_ms: float
+    bytes: int
+    ratio: Number = None
+    interval: Interval | None = None
+    inputs: Literal["data", "made up"] = "data"
+
+
+class BenchReport(Section):
+    """Models timed in turn in one run."""
+
+    rows: tuple[BenchRow, ...] = ()
+    threads: int = 1
+    cpu: str = ""
+    notices: tuple[str, ...] = ()
+
+
+class PassEntry(Section):
+    """A pass: its effect on outputs and the first line of its documentation."""
+
+    name: str
+    effect: str
+    summary: str
+    needs: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+class PassList(Section):
+    """The passes in the order in which they run."""
+
+    passes: tuple[PassEntry, ...]
+
+
+class TargetEntry(Section):
+    """A target as its table says it.
+
+    Attributes:
+        types: Instruction set to code types, with the reason.
+        static: Operator to its role in scheme int8.
+        dynamic: Operator to its role in scheme int8-dynamic.
+        costs: Operators that stay in float, with the reason.
+    """
+
+    name: str
+    summary: str
+    opset: int
+    types: dict[str, str]
+    static: dict[str, str]
+    dynamic: dict[str, str]
+    costs: dict[str, str]
+
+
+class TargetList(Section):
+    """The targets that can be built for."""
+
+    targets: tuple[TargetEntry, ...]
+
+
+class RuntimeEntry(Section):
+    """A library that runs or builds engines; ``missing`` says why it cannot be used."""
+
+    name: str
+    version: str | None
+    missing: str | None = None
+    providers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+
+
+class Diagnosis(Section):
+    """What this machine is and what can be built on it.
+
+    Attributes:
+        cpu: Instruction set that engines are built for by default.
+        builds: Target to whether it can be built here, or what is missing.
+    """
+
+    cpu: str
+    cores: int
+    versions: dict[str, str]
+    runtimes: tuple[RuntimeEntry, ...]
+    builds: dict[str, str]

@@ -1,0 +1,340 @@
+"""The report of a build: everything that happened, as plain data. report.json holds just this.
+
+A number that has no finite value (the SQNR of two equal tensors, a metric that was not defined)
+is ``null``; the section's ``note`` says why. Every section has a default, so that a build that
+stopped early still gives a report.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+Status = Literal["built", "gate failed"]
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sorted(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(value.items()))
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+"""A measured number; infinite and undefined ones become None."""
+
+Interval = tuple[Number, Number]
+"""Low and high end of a 95 % confidence interval."""
+
+Counts = Annotated[dict[str, int], AfterValidator(_sorted)]
+"""Name to count, sorted by name, so that equal counts give equal text."""
+
+
+class Section(BaseModel):
+    """Base of all parts of a report: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PortFacts(Section):
+    """An input or output; a dimension is an int, or a name (``?`` without one) when dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None = None
+
+
+class ModelFacts(Section):
+    """What the source model is.
+
+    Attributes:
+        path: As the user gave it.
+        sha256: Of the model file.
+        bytes: Of the model file and its external data.
+        opset: Of the default domain, as found.
+        nodes: In the source, subgraphs included.
+        parameters: Elements of all float initializers.
+        operators: How many nodes of each operator the canonical graph has.
+    """
+
+    path: str = ""
+    name: str = ""
+    sha256: str = ""
+    bytes: int = 0
+    opset: int = 0
+    nodes: int = 0
+    parameters: int = 0
+    inputs: tuple[PortFacts, ...] = ()
+    outputs: tuple[PortFacts, ...] = ()
+    operators: Counts = Field(default_factory=dict)
+
+
+class PassRecord(Section):
+    """What one pass did; ``refusals`` counts the places it left alone, by reason."""
+
+    name: str
+    options: dict[str, Any] = {}
+    modified: bool
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    refusals: Counts = {}
+
+
+class Canonicalization(Section):
+    """The clean-up, and how far it moved the outputs.
+
+    Attributes:
+        relative_l2: Largest over the outputs and ``samples``; None where it was not measured.
+    """
+
+    passes: tuple[PassRecord, ...] = ()
+    relative_l2: Number = None
+    samples: int = 0
+
+
+class Data(Section):
+    """What was calibrated with and what was compared with.
+
+    Attributes:
+        calibration: Where the calibration samples came from; None for a build without data.
+        evaluation: Where the evaluation samples came from.
+        found: Samples in the calibration source.
+        calibration_samples: Samples that calibration used.
+        evaluation_samples: Samples that the comparison used; calibration saw none of them.
+        held_back: The evaluation samples are a part of the calibration source.
+        labels: The evaluation samples have labels.
+    """
+
+    calibration: str | None = None
+    evaluation: str | None = None
+    found: int = 0
+    calibration_samples: int = 0
+    evaluation_samples: int = 0
+    held_back: bool = False
+    labels: bool = False
+
+
+class CalibrationSummary(Section):
+    """How the ranges of the activations were found.
+
+    Attributes:
+        method: What the recipe asked for.
+        chosen: How many tensors took each method.
+        tensors: Tensors with statistics.
+        reused: Tensors whose statistics came from the cache.
+    """
+
+    method: str = ""
+    chosen: Counts = {}
+    tensors: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+
+
+class FloatNode(Section):
+    """A node that stays in float, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+class PlanSummary(Section):
+    """What the compiler decided; plan.json has all of it.
+
+    Attributes:
+        nodes: Number of nodes of each precision.
+        by_op: Operator to number of nodes of each precision.
+        tensors: Number of quantized tensors of each kind.
+        int8_share: Share of the multiply-accumulates that run in int8, 0 to 1, where known.
+    """
+
+    scheme: str = ""
+    target: str = ""
+    cpu: str = ""
+    host_cpu: str = ""
+    nodes: Counts = {}
+    by_op: Annotated[dict[str, Counts], AfterValidator(_sorted)] = {}
+    tensors: Counts = {}
+    int8_share: Number = None
+    float_nodes: tuple[FloatNode, ...] = ()
+
+
+class Kernels(Section):
+    """The int8 kernels that the plan expected, and those that the runtime's own graph has.
+
+    Attributes:
+        expected: Kernel to count, from the plan.
+        obtained: Kernel to count, from the graph that ONNX Runtime runs.
+        missing: Nodes that were planned in int8 and run otherwise, by name.
+    """
+
+    expected: Counts = {}
+    obtained: Counts = {}
+    missing: tuple[str, ...] = ()
+
+
+class OutputRow(Section):
+    """How far one output is from the FP model's.
+
+    Attributes:
+        dtype: Its element type in the FP model.
+        sqnr_db: Signal to quantization noise, in dB; None when equal or undefined (see note).
+        max_abs_error: In the output's own unit.
+        equal: Share of equal elements, for integer, bool and string outputs.
+        identical: No element of any sample differs.
+        broken: Elements that are NaN or infinite in one model only.
+        mismatched: Samples in which the shapes differ.
+    """
+
+    name: str
+    dtype: str = ""
+    sqnr_db: Number = None
+    sqnr_interval: Interval | None = None
+    cosine: Number = None
+    max_abs_error: Number = None
+    relative_l2: Number = None
+    equal: Number = None
+    identical: bool = False
+    broken: int = 0
+    mismatched: int = 0
+    note: str = ""
+
+
+class Agreement(Section):
+    """How often both models agree: ``top-1``, ``top-5``; share of ``count``, 0 to 1."""
+
+    name: str
+    output: str = ""
+    share: float
+    interval: Interval | None = None
+    count: int = 0
+
+
+class Score(Section):
+    """An accuracy or metric of both models on the same samples; higher is better.
+
+    Attributes:
+        name: ``top-1 accuracy`` or the user's ``module:callable``.
+        difference: Engine minus float, with its paired interval; below 0 is a loss.
+    """
+
+    name: str
+    output: str = ""
+    float_value: Number
+    engine_value: Number
+    difference: Number
+    interval: Interval | None = None
+    count: int = 0
+    note: str = ""
+
+
+class ComparisonSection(Section):
+    """A model against the FP model, on the same samples."""
+
+    samples: int = 0
+    outputs: tuple[OutputRow, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    scores: tuple[Score, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class LayerRow(Section):
+    """The error of one quantized tensor, in the simulated model.
+
+    Attributes:
+        op: Operator that makes the activation or uses the weight; empty for a graph input.
+        broken: Elements that are NaN or infinite in one graph only.
+    """
+
+    name: str
+    kind: Literal["activation", "weight"]
+    op: str = ""
+    sqnr_db: Number = None
+    cosine: Number = None
+    max_abs_error: Number = None
+    identical: bool = False
+    broken: int = 0
+
+
+class Speed(Section):
+    """The FP model and the engine, timed in turn in one run.
+
+    Attributes:
+        ratio: Median of FP time over engine time, of pairs of runs; above 1 is faster.
+        threads: Threads of each session.
+        pairs: Pairs of runs.
+    """
+
+    float_ms: float
+    engine_ms: float
+    ratio: float
+    interval: Interval
+    threads: int = 1
+    pairs: int = 0
+
+
+class Gate(Section):
+    """A limit that the engine had to keep.
+
+    Attributes:
+        name: The option; ``max-`` is an upper limit, all others are lower ones.
+        wanted: The limit, in the unit of the measurement.
+        measured: None where nothing could be measured, or where it is infinite (see note).
+    """
+
+    name: str
+    wanted: float
+    measured: Number
+    interval: Interval | None = None
+    passed: bool
+    note: str = ""
+
+
+class Artifact(Section):
+    """A file of the bundle; the path is relative to the bundle."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Report(Section):
+    """Everything that happened in one build.
+
+    Attributes:
+        output: The folder that was written; None when nothing was.
+        passes: Those that ran after the plan was made; ``canonical`` has those before.
+        engine: The engine against the FP model; ``simulated`` is the same graph with the
+            runtime's optimizations off, so that a difference of kernels is seen.
+        layers: Errors of the quantized tensors, worst first.
+        notices: What was skipped, clipped or guessed, and warnings.
+        seconds: Stage to time.
+    """
+
+    version: Literal[1] = 1
+    status: Status = "built"
+    output: str | None = None
+    model: ModelFacts = ModelFacts()
+    canonical: Canonicalization = Canonicalization()
+    data: Data = Data()
+    calibration: CalibrationSummary | None = None
+    plan: PlanSummary = PlanSummary()
+    passes: tuple[PassRecord, ...] = ()
+    kernels: Kernels = Kernels()
+    engine: ComparisonSection = ComparisonSection()
+    simulated: ComparisonSection | None = None
+    layers: tuple[LayerRow, ...] = ()
+    speed: Speed | None = None
+    gates: tuple[Gate, ...] = ()
+    notices: tuple[str, ...] = ()
+    seconds: dict[str, float] = {}
+    artifacts: tuple[Artifact, ...] = ()
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    versions: Annotated[dict[str, str], AfterValidator(_sorted)] = {}
+
+    def engine_bytes(self) -> int:
+        """Return the size of the engine: its model file and its external data."""
+        return sum(a.bytes for a in self.artifacts if a.path.startswith("model.onnx"))

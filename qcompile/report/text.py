@@ -1,0 +1,59 @@
+"""How numbers and names look in print: one function a kind of value."""
+
+from qcompile.report.schema import Interval, Number
+
+UNKNOWN = "-"
+
+
+def plain(text: str) -> str:
+    """Return the text without control characters: names in a model are untrusted."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in the largest decimal unit that keeps it at 1 or above."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def number(value: Number, form: str = ".4g") -> str:
+    """Return a measured number; ``-`` where there is none."""
+    return UNKNOWN if value is None else format(value, form)
+
+
+def percent(value: Number) -> str:
+    """Return a share of 0 to 1 in percent."""
+    return UNKNOWN if value is None else f"{100 * value:.2f} %"
+
+
+def interval(ends: Interval | None, form: str = ".3g") -> str:
+    """Return a 95 % confidence interval as ``[low, high]``; empty where there is none."""
+    return "" if ends is None else f"[{number(ends[0], form)}, {number(ends[1], form)}]"
+
+
+def times(ratio: Number) -> str:
+    """Return a speed ratio: ``2.9x``."""
+    return UNKNOWN if ratio is None else f"{ratio:.2f}x"
+
+
+def milliseconds(value: Number) -> str:
+    """Return a time in milliseconds, three digits."""
+    return UNKNOWN if value is None else f"{value:.3g} ms" if value < 1000 else f"{value:.0f} ms"
+
+
+def seconds(value: float) -> str:
+    """Return a time in seconds, or minutes from two on."""
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 node`` or ``3 nodes``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Return counts as ``Conv 19, Add 9``, the most frequent first."""
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return plain(", ".join(f"{name} {count}" for name, count in order))

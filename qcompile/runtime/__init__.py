@@ -1,0 +1,1 @@
+"""Runs and times artifacts; the only home of onnxruntime besides emit."""

@@ -1,0 +1,215 @@
+"""Turns what the stages return into sections of a report."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.bundle import FileDigest
+from qcompile.compare.gates import GateResult
+from qcompile.compare.layers import LayerError
+from qcompile.compare.results import Comparison
+from qcompile.graph.runner import PassRun
+from qcompile.graph.walk import all_graphs, all_nodes
+from qcompile.plan import Plan
+from qcompile.report.schema import (
+    Artifact,
+    CalibrationSummary,
+    ComparisonSection,
+    FloatNode,
+    Gate,
+    Kernels,
+    LayerRow,
+    ModelFacts,
+    PassRecord,
+    PlanSummary,
+    PortFacts,
+    Speed,
+)
+from qcompile.runtime.ort import Kernel
+from qcompile.runtime.timing import Timing
+from qcompile.samples import Port
+from qcompile.targets import Target
+from qcompile.targets.target import Role
+
+
+def model_facts(
+    path: Path,
+    source: Mapping[str, FileDigest],
+    model: ir.Model,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    nodes: int,
+    opset: int,
+) -> ModelFacts:
+    """Describe the source model; ``model`` is its canonical graph."""
+    return ModelFacts(
+        path=str(path),
+        name=model.graph.name or "",
+        sha256=source[path.name].sha256,
+        bytes=sum(file.bytes for file in source.values()),
+        opset=opset,
+        nodes=nodes,
+        parameters=parameters(model),
+        inputs=tuple(port_facts(port) for port in inputs),
+        outputs=tuple(port_facts(port) for port in outputs),
+        operators=Counter(
+            f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            for node, _ in all_nodes(model)
+        ),
+    )
+
+
+def port_facts(port: Port) -> PortFacts:
+    """Describe an input or output."""
+    shape = None if port.shape is None else tuple(dim if dim is not None else "?" for dim in port.shape)
+    return PortFacts(name=port.name, dtype=str(port.dtype), shape=shape)
+
+
+def parameters(model: ir.Model) -> int:
+    """Return the elements of all float initializers."""
+    tensors = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
+    return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+
+
+def pass_records(runs: Iterable[PassRun]) -> tuple[PassRecord, ...]:
+    """Describe what passes did."""
+    return tuple(
+        PassRecord(
+            name=run.name,
+            options=run.options,
+            modified=run.modified,
+            seconds=round(run.seconds, 4),
+            nodes_before=run.nodes_before,
+            nodes_after=run.nodes_after,
+            refusals=run.refusals,
+        )
+        for run in runs
+    )
+
+
+def plan_summary(plan: Plan, host_cpu: str, model: ir.Model) -> PlanSummary:
+    """Count what a plan decided, and list what it leaves in float."""
+    by_op: dict[str, Counter[str]] = {}
+    for entry in plan.nodes.values():
+        by_op.setdefault(entry.op, Counter())[entry.precision] += 1
+    return PlanSummary(
+        scheme=plan.scheme,
+        target=plan.target,
+        cpu=plan.cpu,
+        host_cpu=host_cpu,
+        nodes=Counter(entry.precision for entry in plan.nodes.values()),
+        by_op={op: dict(counts) for op, counts in by_op.items()},
+        tensors=Counter(tensor.kind for tensor in plan.tensors.values()),
+        int8_share=int8_share(plan, model),
+        float_nodes=tuple(
+            FloatNode(name=name, op=entry.op, reason=entry.reason)
+            for name, entry in plan.nodes.items()
+            if entry.precision == "float"
+        ),
+    )
+
+
+def int8_share(plan: Plan, model: ir.Model) -> float | None:
+    """Return the share of the multiply-adds of weighted nodes that run in int8.
+
+    A weight element is used once for each position of the output; positions that depend on a
+    dynamic dimension are counted as one.
+    """
+    work = {node.name or "": multiply_adds(node) for node in model.graph}
+    total = sum(work.values())
+    done = sum(w for name, w in work.items() if plan.precision(name) != "float")
+    return done / total if total else None
+
+
+def multiply_adds(node: ir.Node) -> float:
+    """Estimate the multiply-adds of a Conv, ConvTranspose, MatMul or Gemm with constant weights."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.domain:
+        return 0.0
+    weight = node.inputs[1]
+    if weight is None or weight.const_value is None:
+        return 0.0
+    shape = node.outputs[0].shape
+    dims = [d for d in shape if isinstance(d, int)] if shape is not None else []
+    if node.op_type in ("MatMul", "Gemm"):
+        positions = dims[:-1]
+    else:
+        positions = dims[2:]
+    return float(weight.const_value.size) * math.prod(positions)
+
+
+def calibration_summary(
+    plan: Plan, method: str, tensors: int, reused: int, seconds: float
+) -> CalibrationSummary:
+    """Say how many tensors took which method."""
+    chosen = Counter(
+        t.method for t in plan.tensors.values() if t.kind == "activation" and t.method != "tied"
+    )
+    return CalibrationSummary(
+        method=method, chosen=chosen, tensors=tensors, reused=reused, seconds=round(seconds, 3)
+    )
+
+
+def kernels(plan: Plan, model: ir.Model, target: Target, obtained: Sequence[Kernel]) -> Kernels:
+    """Compare the int8 kernels that the plan counts on with those that the runtime took.
+
+    ONNX Runtime keeps a node's name when it fuses it, so nodes are matched by name.
+    """
+    rules = target.rules(plan.scheme)
+    ops = {node.name: node.op_type for node in model.graph}
+    found = {kernel.name: kernel.op for kernel in obtained}
+    expected: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    missing = []
+    for name, entry in plan.nodes.items():
+        rule = rules.get(ops.get(name, ""))
+        if entry.precision == "float" or rule is None or not rule.kernels:
+            continue
+        if rule.role not in (Role.WEIGHTED, Role.FOLLOWER):
+            continue
+        label = "/".join(kernel.split("::")[1] for kernel in rule.kernels[:1])
+        expected[label] += 1
+        op = found.get(name) or found.get(f"{name}.{rule.kernels[0].split('::')[1]}")
+        if op in rule.kernels:
+            taken[label] += 1
+        else:
+            missing.append(f"{name} ({entry.op} runs as {op or 'something else'})")
+    return Kernels(expected=expected, obtained=taken, missing=tuple(missing))
+
+
+def comparison_section(comparison: Comparison | None) -> ComparisonSection:
+    """Turn a comparison into its section."""
+    if comparison is None:
+        return ComparisonSection()
+    return ComparisonSection.model_validate(comparison.model_dump())
+
+
+def layer_rows(errors: Iterable[LayerError]) -> tuple[LayerRow, ...]:
+    """Turn layer errors into rows."""
+    return tuple(LayerRow(**error.model_dump()) for error in errors)
+
+
+def speed(timing: Timing | None) -> Speed | None:
+    """Turn a timing into its section."""
+    if timing is None:
+        return None
+    return Speed(
+        float_ms=timing.first_ms,
+        engine_ms=timing.second_ms,
+        ratio=timing.ratio,
+        interval=tuple(timing.interval),
+        threads=timing.threads,
+        pairs=timing.pairs,
+    )
+
+
+def gates(results: Iterable[GateResult]) -> tuple[Gate, ...]:
+    """Turn gate results into rows."""
+    return tuple(Gate.model_validate(result.model_dump()) for result in results)
+
+
+def artifacts(files: Mapping[str, FileDigest]) -> tuple[Artifact, ...]:
+    """List the files of a bundle."""
+    return tuple(Artifact(path=n, bytes=f.bytes, sha256=f.sha256) for n, f in files.items())

@@ -1,0 +1,1 @@
+"""Reads models: ONNX files into onnx_ir."""

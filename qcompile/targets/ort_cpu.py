@@ -1,0 +1,144 @@
+"""ONNX Runtime on CPU: what fuses to an int8 kernel, what only costs (measured on 1.31)."""
+
+from qcompile.targets.target import OperatorRule, Output, Role, Target, Types
+
+
+def _table(*rules: OperatorRule) -> dict[str, OperatorRule]:
+    return {rule.op: rule for rule in rules}
+
+
+def _follower(op: str) -> OperatorRule:
+    return OperatorRule(op, Role.FOLLOWER, kernels=(f"com.microsoft::QLinear{op}",))
+
+
+def _carrier(op: str) -> OperatorRule:
+    return OperatorRule(op, Role.CARRIER, activations=(0,))
+
+
+ORT_CPU = Target(
+    name="ort-cpu",
+    summary="ONNX Runtime, CPU provider: QDQ that fuses to QLinearConv, QGemm, MatMulIntegerToFloat",
+    opset=21,
+    types={
+        "vnni": Types(
+            activation="uint8",
+            weight="int8",
+            reduce_range=False,
+            why="vpdpbusd multiplies u8 by s8 exactly; u8 by u8 and s8 by s8 have no fast kernel",
+        ),
+        "avx512": Types(
+            activation="uint8",
+            weight="int8",
+            reduce_range=True,
+            why="vpmaddubsw saturates at 16 bits: weights must stay within [-64, 64]",
+        ),
+        "avx2": Types(
+            activation="uint8",
+            weight="int8",
+            reduce_range=True,
+            why="vpmaddubsw saturates at 16 bits: weights must stay within [-64, 64]",
+        ),
+        "arm": Types(
+            activation="int8",
+            weight="int8",
+            reduce_range=False,
+            why="s8 by s8 is native, and the only pair with symmetric kernels",
+        ),
+    },
+    static=_table(
+        OperatorRule(
+            "Conv",
+            Role.WEIGHTED,
+            activations=(0,),
+            weight=1,
+            bias=2,
+            channel_axis=0,
+            kernels=("com.microsoft::QLinearConv", "ai.onnx::QLinearConv"),
+        ),
+        OperatorRule(
+            "Gemm",
+            Role.WEIGHTED,
+            activations=(0,),
+            weight=1,
+            bias=2,
+            channel_axis=1,
+            output=Output.EITHER,
+            kernels=("com.microsoft::QGemm",),
+        ),
+        OperatorRule(
+            "MatMul",
+            Role.WEIGHTED,
+            activations=(0,),
+            weight=1,
+            channel_axis=1,
+            output=Output.EITHER,
+            kernels=("com.microsoft::MatMulIntegerToFloat", "ai.onnx::QLinearMatMul"),
+        ),
+        _follower("Add"),
+        _follower("Mul"),
+        _follower("Concat"),
+        _follower("AveragePool"),
+        _follower("GlobalAveragePool"),
+        _follower("LeakyRelu"),
+        _follower("Sigmoid"),
+        _carrier("MaxPool"),
+        _carrier("Reshape"),
+        _carrier("Flatten"),
+        _carrier("Transpose"),
+        _carrier("Squeeze"),
+        _carrier("Unsqueeze"),
+        _carrier("Slice"),
+        _carrier("Split"),
+        _carrier("DepthToSpace"),
+        _carrier("Resize"),
+        OperatorRule("Relu", Role.ABSORBED, activations=(0,)),
+        OperatorRule("Clip", Role.ABSORBED, activations=(0,)),
+    ),
+    dynamic=_table(
+        OperatorRule(
+            "MatMul",
+            Role.WEIGHTED,
+            activations=(0,),
+            weight=1,
+            channel_axis=1,
+            output=Output.EITHER,
+            kernels=("com.microsoft::DynamicQuantizeMatMul",),
+        ),
+        OperatorRule(
+            "Gemm",
+            Role.WEIGHTED,
+            activations=(0,),
+            weight=1,
+            bias=2,
+            channel_axis=1,
+            output=Output.EITHER,
+            kernels=("com.microsoft::DynamicQuantizeMatMul",),
+        ),
+    ),
+    costs={
+        "Softmax": "the int8 kernel is 7.5 times slower than float",
+        "LayerNormalization": "no int8 kernel",
+        "SimplifiedLayerNormalization": "no int8 kernel",
+        "RMSNormalization": "no int8 kernel",
+        "Gelu": "no int8 kernel",
+        "QuickGelu": "no int8 kernel",
+        "Tanh": "no int8 kernel",
+        "Erf": "no int8 kernel",
+        "Sub": "no int8 kernel",
+        "Div": "no int8 kernel",
+        "Pow": "no int8 kernel",
+        "ReduceMean": "no int8 kernel",
+        "ReduceSum": "no int8 kernel",
+        "PRelu": "no int8 kernel",
+        "HardSwish": "no int8 kernel",
+        "HardSigmoid": "no int8 kernel",
+        "ConvTranspose": "no int8 kernel: Q and DQ around it only cost",
+        "BatchNormalization": "no int8 kernel",
+        "InstanceNormalization": "no int8 kernel",
+        "Pad": "no int8 kernel",
+        "LSTM": "no int8 kernel for QDQ",
+        "GRU": "no int8 kernel for QDQ",
+        "Einsum": "no int8 kernel",
+        "Gather": "a table lookup; quantizing it saves no time",
+    },
+)

@@ -1,0 +1,93 @@
+"""What a target is: tables that the planner reads. No logic besides look-ups."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+CodeType = Literal["uint8", "int8"]
+
+
+class Role(enum.Enum):
+    """What an operator is to the planner; the value says it in words."""
+
+    WEIGHTED = "computes in int8 with constant weights"
+    FOLLOWER = "computes in int8 where all its inputs are int8 already"
+    CARRIER = "moves int8 codes without computing: input and output share one grid"
+    ABSORBED = "vanishes into the rounding of the node before it"
+
+
+class Output(enum.Enum):
+    """What must stand behind an int8 node for the runtime to take its int8 kernel."""
+
+    CODES = "codes only: every reader takes the quantized value"
+    EITHER = "codes, or float straight from the int32 accumulator"
+
+
+@dataclass(frozen=True)
+class OperatorRule:
+    """How one operator computes in int8.
+
+    Attributes:
+        op: Operator type in the default domain.
+        role: See ``Role``.
+        activations: Indices of the inputs that take activations; empty means all inputs.
+        weight: Index of the weight input, None for operators without weights.
+        bias: Index of the bias input, None where the operator has none.
+        channel_axis: Axis of the weight that gets one scale a channel.
+        output: See ``Output``.
+        kernels: Operators (``domain::Op``) of the optimized graph that prove the int8 kernel.
+    """
+
+    op: str
+    role: Role
+    activations: tuple[int, ...] = ()
+    weight: int | None = None
+    bias: int | None = None
+    channel_axis: int = 0
+    output: Output = Output.CODES
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Types:
+    """Code types for one instruction set.
+
+    Attributes:
+        activation: Type of activation codes (asymmetric, per-tensor).
+        weight: Type of weight codes (symmetric, per-channel).
+        reduce_range: Weights use 7 bits, since 8 saturate in the kernel.
+        why: The measured or documented reason.
+    """
+
+    activation: CodeType
+    weight: CodeType
+    reduce_range: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One engine and device family.
+
+    Attributes:
+        name: As in ``--target``.
+        summary: One line for ``qcompile targets``.
+        opset: Working opset of the emitted model.
+        types: Instruction set to code types.
+        static: Operator rules of scheme int8.
+        dynamic: Operator rules of scheme int8-dynamic.
+        costs: Operators that only lose by int8 here, with the measured reason.
+    """
+
+    name: str
+    summary: str
+    opset: int
+    types: Mapping[str, Types]
+    static: Mapping[str, OperatorRule]
+    dynamic: Mapping[str, OperatorRule]
+    costs: Mapping[str, str]
+
+    def rules(self, scheme: str) -> Mapping[str, OperatorRule]:
+        """Return the operator rules of a scheme."""
+        return self.dynamic if scheme == "int8-dynamic" else self.static

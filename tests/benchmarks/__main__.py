@@ -1,0 +1,89 @@
+"""Runs the benchmarks against the peers and writes docs/benchmarks.md: ``make bench``.
+
+usage: python -m tests.benchmarks [accuracy] [speed] [calibration] [--models A,B] [--work DIR]
+"""
+
+import argparse
+import datetime as dt
+import importlib.metadata
+import platform
+from pathlib import Path
+
+from tests.assets import ASSETS, ROOT
+from tests.benchmarks import accuracy, calibration, models, speed, suite
+from tests.benchmarks.table import Table
+
+PARTS = ("accuracy", "speed", "calibration")
+PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
+
+
+def main() -> None:
+    """Parse, measure the chosen parts, write the page."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=PARTS)
+    parser.add_argument("--models", help="only these, by name, separated by commas")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
+    options = parser.parse_args()
+    if not ASSETS.is_dir():
+        parser.error(f"no model assets at {ASSETS}: set QCOMPILE_ASSETS")
+    work = options.work.resolve()
+    real, shaped = list(suite.GOALS), list(models.SYNTHETIC)
+    if options.models:
+        chosen = options.models.split(",")
+        real, shaped = ([n for n in names if n in chosen] for names in (real, shaped))
+    tables = {
+        "accuracy": lambda: accuracy.measure(work, real),
+        "speed": lambda: speed.measure(work, [*real, *shaped]),
+        "calibration": lambda: calibration.measure(work),
+    }
+    page = ROOT / "docs" / "benchmarks.md" if not options.models else work / "benchmarks.md"
+    _write(page, {part: tables[part]() for part in options.parts or PARTS})
+
+
+def _write(page: Path, measured: dict[str, Table]) -> None:
+    """Write the page; parts that were not run keep their section of last time."""
+    sections = dict.fromkeys(PARTS, "")
+    if page.exists():
+        for part in PARTS:
+            _, _, rest = page.read_text("utf-8").partition(_opening(part))
+            sections[part] = rest.partition(_CLOSING)[0]
+    for part, table in measured.items():
+        sections[part] = f"\n{table.markdown()}\n{_stamp()}\n"
+    body = [f"{_opening(part)}{text}{_CLOSING}" for part, text in sections.items() if text]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n\n".join([_HEAD, *body]) + "\n", "utf-8")
+    print(f"wrote {page}")
+
+
+def _stamp() -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    today = dt.datetime.now(dt.UTC).date()
+    return f"{today}, {_cpu()}, Python {platform.python_version()}, {versions}."
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    fields = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    flags = fields.get("flags", "").split()
+    isa = [
+        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags
+    ]
+    return f"{fields.get('model name', platform.machine()).strip()} ({', '.join(isa)})"
+
+
+def _opening(part: str) -> str:
+    return f"<!-- {part} -->"
+
+
+_CLOSING = "<!-- end -->"
+_HEAD = """# Benchmarks
+
+Made by `make bench` (tests/benchmarks/); do not edit by hand. All tools run in one process with one
+set of versions, on the same calibration samples. "ORT default" is `quantize_static` as it comes
+(S8S8, per-tensor, every operator); "ORT all ops" and "ORT weighted" are U8S8, per-channel, on its
+preprocessed model, for every operator and for Conv, ConvTranspose, MatMul and Gemm alone; NNCF runs
+with the MIXED preset, fast bias correction, and its transformer type where it fits."""
+
+
+if __name__ == "__main__":
+    main()
