@@ -1,15 +1,15 @@
 """QuantizeLinear and DequantizeLinear where the plan says so."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import PlanError
 from qcompile.graph.edit import Names, add_constant, add_initializer, lazy_tensor
 from qcompile.graph.protocol import Effect, Fact, GraphPass
-from qcompile.numerics.grids import quantize
+from qcompile.numerics.grids import Codes, quantize
 from qcompile.plan import Plan, TensorPlan
 
 NO_PLAN = Plan(model="", target="", cpu="", scheme="int8", tensors={}, nodes={})
@@ -26,7 +26,8 @@ class InsertQdq(GraphPass):
     see codes only; a value made in float, and a graph input, gives it to the int8 readers alone.
     A graph output keeps its name: the raw value becomes ``<name>.raw``.
     Scales and zero points have rank 0 for per-tensor grids, and zero points are always written:
-    ONNX Runtime's selectors ask for both. Codes of weights are computed while the file is written.
+    ONNX Runtime's selectors ask for both. Codes of weights are those that were
+    solved for, or else the nearest ones, computed while the file is written.
     Visits: the main graph (also uses inside subgraphs).
     """
 
@@ -36,13 +37,14 @@ class InsertQdq(GraphPass):
     effect: ClassVar[Effect] = Effect.LOSSY
 
     plan: Plan = field(default=NO_PLAN, repr=False, compare=False)
+    codes: Mapping[str, Codes] = field(default_factory=dict, repr=False, compare=False)
 
     def rewrite(self, model: ir.Model) -> bool:
         """Insert the pairs of activations, then those of constants."""
         if any(node.op_type == "DequantizeLinear" for node in model.graph):
             self.refuse("the graph has QDQ pairs already")
             return False
-        writer = _Writer(model, self.plan)
+        writer = _Writer(model, self.plan, self.codes)
         for name, tensor in self.plan.tensors.items():
             if tensor.kind == "activation":
                 writer.activation(name, tensor)
@@ -53,9 +55,10 @@ class InsertQdq(GraphPass):
 
 
 class _Writer:
-    def __init__(self, model: ir.Model, plan: Plan) -> None:
+    def __init__(self, model: ir.Model, plan: Plan, codes: Mapping[str, Codes]) -> None:
         self.graph = model.graph
         self.plan = plan
+        self.solved = codes
         self.names = Names(model)
         self.values = {v.name: v for v in model.graph.inputs}
         self.values |= {out.name: out for node in model.graph for out in node.outputs}
@@ -87,8 +90,11 @@ class _Writer:
             return
         source, axis = value.const_value, tensor.axis
         scale, zero_point = tensor.scales(), tensor.zero_points()
+        solved = self.solved.get(name)
 
-        def compute() -> np.ndarray:
+        def compute() -> Codes:
+            if solved is not None:
+                return solved
             codes = quantize(source.numpy(), scale, zero_point, axis, tensor.type)
             return codes.clip(-63, 63) if tensor.reduce_range else codes
 

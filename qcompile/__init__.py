@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qcompile.commands import bench, inspect
     from qcompile.errors import GateError, QcompileError
-    from qcompile.pipeline import bench, build, inspect
+    from qcompile.pipeline import build
     from qcompile.plan import Plan, read_plan
     from qcompile.recipe import Calibration, Gates, Preprocess, Recipe, recipe_from
     from qcompile.report.schema import Report
@@ -39,9 +40,9 @@ _MODULE_OF = {
     "QcompileError": "qcompile.errors",
     "Recipe": "qcompile.recipe",
     "Report": "qcompile.report.schema",
-    "bench": "qcompile.pipeline",
+    "bench": "qcompile.commands",
     "build": "qcompile.pipeline",
-    "inspect": "qcompile.pipeline",
+    "inspect": "qcompile.commands",
     "read_plan": "qcompile.plan",
     "recipe_from": "qcompile.recipe",
 }

@@ -10,12 +10,13 @@ from qcompile.bundle import FileDigest, file_digest
 from qcompile.errors import EngineError, ModelError, PassError
 from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.graph.walk import all_graphs, all_nodes
+from qcompile.graph.walk import all_nodes
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.passes import CANONICAL, LOWERING
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
 from qcompile.samples import Samples
+from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
 from qcompile.source.support import describe_unknown, unknown_operators
 
@@ -69,7 +70,7 @@ def load(
         names = ", ".join(sorted({f"{domain}.{op}" for _, domain, op in unknown}))
         progress.notice(f"operators outside the ONNX standard stay in float: {names}")
     opset = model.opset_imports.get("", 0)
-    files = _files(path, model)
+    files = {file.name: file_digest(file) for file in model_files(path)}
     nodes = sum(1 for _ in all_nodes(model))
     passes: list[GraphPass] = [*CANONICAL, *LOWERING.get(target, ())]
     runs = run_passes(model, passes, dump_dir=dump_dir)
@@ -104,9 +105,3 @@ def check_equivalence(loaded: Loaded, samples: Samples, indices: Sequence[int]) 
                 f"{limit:.2g}): please report this model; nothing was built"
             )
     return max((sums.relative_l2 for sums in moved.values()), default=0.0)
-
-
-def _files(path: Path, model: ir.Model) -> dict[str, FileDigest]:
-    tensors = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
-    external = {Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)}
-    return {file.name: file_digest(file) for file in (path, *sorted(external))}

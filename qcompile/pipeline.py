@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile import sections
@@ -36,12 +35,21 @@ from qcompile.data import Source, Split, split_data
 from qcompile.emit.ort_file import load_engine, write_engine, write_optimized
 from qcompile.errors import GateError, ModelError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, load
+from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.numerics.grids import dequantize, quantize
+from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.passes.dynamic_matmul import DynamicMatmul
+from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.plan import Plan, read_plan
-from qcompile.planning.plan import PROBED, activations_of, check_plan, make_plan, wishes_of
+from qcompile.planning.plan import (
+    PROBED,
+    activations_of,
+    check_plan,
+    codes_of,
+    make_plan,
+    wishes_of,
+)
 from qcompile.planning.select import select
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Cpu, Recipe
@@ -51,7 +59,7 @@ from qcompile.runtime.host import host_cpu
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session, kernel_nodes
 from qcompile.runtime.timing import Timing, time_pair
-from qcompile.samples import Feeds, Samples, Subset, samples_digest
+from qcompile.samples import Array, Feeds, Subset, samples_digest
 from qcompile.statistics import Statistics
 from qcompile.targets import Target, target_named
 
@@ -167,15 +175,15 @@ class _Job:
         with clock.stage("calibrate"):
             statistics, reused = self._statistics(loaded, data.calibration)
         with clock.stage("plan"):
-            plan = self._plan(loaded, statistics, data, edited)
+            plan, codes = self._plan(loaded, statistics, data, edited)
         self.bundle.write(PLAN, plan.text())
         with clock.stage("rewrite"):
-            quantized, runs = self._rewrite(loaded, plan, dump_passes)
+            quantized, runs = self._rewrite(loaded, plan, codes, dump_passes)
         with clock.stage("emit"):
             engine = self._emit(quantized)
         with clock.stage("compare"):
             compared = self._compare(loaded, engine, quantized, data)
-            layers = self._layers(loaded, quantized, plan, data)
+            layers = self._layers(loaded, quantized, plan, codes, data)
         with clock.stage("time"):
             timing = self._time(loaded, engine, data)
         results = check_gates(self.recipe.gates, compared.get("engine"), timing)
@@ -228,7 +236,6 @@ class _Job:
         wishes = wishes_of(self.recipe)
         names = activations_of(select(loaded.model, self.target, self.recipe.scheme, wishes))
         store = StatisticsStore(default_cache())
-        key_had = 0
         statistics = collect(
             loaded.model,
             samples,
@@ -238,16 +245,17 @@ class _Job:
             store=store,
             progress=self.clock,
         )
-        return statistics, key_had
+        return statistics, statistics.reused
 
     def _plan(
         self, loaded: Loaded, statistics: Statistics, data: Split, edited: Plan | None
-    ) -> Plan:
-        if edited is not None:
-            check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
-            return edited
+    ) -> tuple[Plan, dict[str, Codes]]:
         calibration = data.calibration
         probed = Subset(calibration, range(min(PROBED, len(calibration)))) if calibration else None
+        if edited is not None:
+            check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
+            jobs = self.recipe.jobs or 1
+            return edited, codes_of(edited, loaded.model, probed, jobs, self.clock)
         return make_plan(
             loaded.model,
             statistics,
@@ -260,10 +268,12 @@ class _Job:
         )
 
     def _rewrite(
-        self, loaded: Loaded, plan: Plan, dump_passes: Path | None
+        self, loaded: Loaded, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None
     ) -> tuple[ir.Model, list[PassRun]]:
         quantized = loaded.model.clone()
-        passes = [InsertQdq(plan=plan) if self.recipe.scheme == "int8" else DynamicMatmul(plan=plan)]
+        passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
+        if self.recipe.scheme == "int8":
+            passes = [InsertQdq(plan=plan, codes=codes), FenceFloatNodes()]
         folder = dump_passes / "quantize" if dump_passes else None
         return quantized, run_passes(quantized, passes, holds=loaded.holds, dump_dir=folder)
 
@@ -291,9 +301,14 @@ class _Job:
         )
 
     def _layers(
-        self, loaded: Loaded, quantized: ir.Model, plan: Plan, data: Split
+        self,
+        loaded: Loaded,
+        quantized: ir.Model,
+        plan: Plan,
+        codes: dict[str, Codes],
+        data: Split,
     ) -> list[LayerError]:
-        weights = compare_weights(_weights(loaded.model, plan))
+        weights = compare_weights(_weights(loaded.model, plan, codes))
         if data.evaluation is None or self.recipe.scheme != "int8":
             return weights
         made = {out.name for node in quantized.graph for out in node.outputs}
@@ -371,8 +386,8 @@ def _real_name(name: str, made: set[str | None]) -> str | None:
 
 
 def _weights(
-    model: ir.Model, plan: Plan
-) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    model: ir.Model, plan: Plan, solved: dict[str, Codes]
+) -> Iterator[tuple[str, str, Array, Array]]:
     """Yield name, operator, values and dequantized codes of each planned weight."""
     for name, tensor in plan.tensors.items():
         value = model.graph.initializers.get(name)
@@ -380,6 +395,8 @@ def _weights(
             continue
         values = value.const_value.numpy()
         grid = tensor.scales(), tensor.zero_points(), tensor.axis
-        codes = quantize(values, *grid, tensor.type)
+        codes = solved.get(name)
+        if codes is None:
+            codes = quantize(values, *grid, tensor.type)
         operator = value.uses()[0].node.op_type if value.uses() else ""
         yield name, operator, values, dequantize(codes, *grid)

@@ -35,8 +35,9 @@ class TensorPlan(_Frozen):
         scale: One step, or one a channel. Positive.
         zero_point: The code of 0.0, one for each scale.
         reduce_range: The codes use 7 bits (CPUs whose 8-bit kernels saturate).
-        method: How the range was found: minmax, percentile, mse, entropy, fixed, tied, user.
-        errors: Relative L2 error of the consumers' outputs for each method that was tried.
+        method: How the range of an activation was found (minmax, percentile, mse, entropy, search,
+            tied to another, user), or the codes of a weight (minmax: nearest; gptq: solved for).
+        errors: Relative L2 error that each method tried made at the readers' outputs.
     """
 
     kind: Kind

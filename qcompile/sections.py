@@ -1,6 +1,5 @@
 """Turns what the stages return into sections of a report."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from qcompile.compare.layers import LayerError
 from qcompile.compare.results import Comparison
 from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_graphs, all_nodes
+from qcompile.graph.work import multiply_adds
 from qcompile.plan import Plan
 from qcompile.report.schema import (
     Artifact,
@@ -113,31 +113,11 @@ def plan_summary(plan: Plan, host_cpu: str, model: ir.Model) -> PlanSummary:
 
 
 def int8_share(plan: Plan, model: ir.Model) -> float | None:
-    """Return the share of the multiply-adds of weighted nodes that run in int8.
-
-    A weight element is used once for each position of the output; positions that depend on a
-    dynamic dimension are counted as one.
-    """
+    """Return the share of the multiply-adds of weighted nodes that run in int8."""
     work = {node.name or "": multiply_adds(node) for node in model.graph}
     total = sum(work.values())
     done = sum(w for name, w in work.items() if plan.precision(name) != "float")
     return done / total if total else None
-
-
-def multiply_adds(node: ir.Node) -> float:
-    """Estimate the multiply-adds of a Conv, ConvTranspose, MatMul or Gemm with constant weights."""
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm") or node.domain:
-        return 0.0
-    weight = node.inputs[1]
-    if weight is None or weight.const_value is None:
-        return 0.0
-    shape = node.outputs[0].shape
-    dims = [d for d in shape if isinstance(d, int)] if shape is not None else []
-    if node.op_type in ("MatMul", "Gemm"):
-        positions = dims[:-1]
-    else:
-        positions = dims[2:]
-    return float(weight.const_value.size) * math.prod(positions)
 
 
 def calibration_summary(

@@ -7,7 +7,7 @@ number of workers and any interruption.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,14 @@ class TensorStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of a model over a set of samples: tensor name to what was seen."""
+    """The statistics of a model over a set of samples.
+
+    Attributes:
+        tensors: Tensor name to what was seen.
+        samples: Number of samples.
+        reused: Tensors that nothing had to be run for; equal statistics may differ in it.
+    """
 
     tensors: Mapping[str, TensorStatistics]
     samples: int
+    reused: int = field(default=0, compare=False)

@@ -60,11 +60,12 @@ def collect(
         raise DataError("there are no samples to calibrate with")
     job = _Collection(model, samples, jobs, store, progress or Silent())
     wanted = list(dict.fromkeys(names))
+    reused = sum(job.has(name, histograms=histograms) for name in wanted)
     job.take_ranges([name for name in wanted if name not in job.tensors])
     if histograms:
         bounded = [name for name in wanted if not job.tensors[name].unbounded]
         job.take_histograms([name for name in bounded if not job.tensors[name].counts.size])
-    return Statistics({name: job.tensors[name] for name in wanted}, len(samples))
+    return Statistics({name: job.tensors[name] for name in wanted}, len(samples), reused)
 
 
 class _Collection:
@@ -87,6 +88,11 @@ class _Collection:
             self.key = store.key(model_digest(model), samples_digest(samples))
             self.ranks = [int(rank) for rank in np.argsort(content_order(samples))]
             self.tensors = store.load(self.key, progress)
+
+    def has(self, name: str, *, histograms: bool) -> bool:
+        """Return whether a tensor is finished."""
+        found = self.tensors.get(name)
+        return found is not None and (not histograms or found.unbounded or found.counts.size > 0)
 
     def take_ranges(self, names: Sequence[str]) -> None:
         """First pass: low, high and number of elements of each tensor."""

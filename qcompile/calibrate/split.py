@@ -31,7 +31,8 @@ def batch_size(shapes: Mapping[str, Sequence[int]], inputs: Sequence[Port]) -> i
                 return 1
             continue
         first = port.shape[0] if port.shape else None
-        if (isinstance(first, int) and first != 1) or port.shape == ():
+        known = port.shape is None or len(port.shape) == len(shape)
+        if not known or (isinstance(first, int) and first != 1):
             return 1
         sizes.add(shape[0])
     return sizes.pop() if len(sizes) == 1 else 1

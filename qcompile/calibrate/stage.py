@@ -13,6 +13,8 @@ from qcompile.calibrate.cache import Checkpoint
 from qcompile.progress import Progress
 from qcompile.samples import Array
 
+_Done = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -20,8 +22,8 @@ class Stage:
 
     Attributes:
         name: For the progress display.
-        work: Adds the sample of an index to ``arrays``; called from several threads. The sum must
-            not depend on the order.
+        work: Adds the sample of an index to ``arrays``, after all that can fail; called from
+            several threads. The sum must not depend on the order.
         arrays: What the work adds to, in place; all that there is to save.
         ranks: Each sample's place in the order of contents, ``(N,)``: what a checkpoint calls it.
         checkpoint: Where the arrays are saved now and then; None saves nothing.
@@ -44,55 +46,42 @@ class Stage:
         todo = deque(index for index, rank in enumerate(self.ranks) if not done[rank])
         progress.step(self.name, len(done) - len(todo), len(done))
         with ThreadPoolExecutor(jobs) as pool:
-            while todo:
-                self._slice(pool, jobs, todo, done, progress)
-                if self.checkpoint is not None and todo:
-                    self.checkpoint.save({"done": done, **self.arrays}, progress)
+            try:
+                while todo:
+                    self._slice(pool, jobs, todo, done, progress)
+                    if todo:
+                        self._save(done, progress)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                self._save(done, progress)
+                raise
 
     def _slice(
-        self,
-        pool: ThreadPoolExecutor,
-        jobs: int,
-        todo: deque[int],
-        done: npt.NDArray[np.bool_],
-        progress: Progress,
+        self, pool: ThreadPoolExecutor, jobs: int, todo: deque[int], done: _Done, progress: Progress
     ) -> None:
         """Run samples until it is time to save; none is in flight when this returns."""
         deadline = time.monotonic() + (self.checkpoint.seconds if self.checkpoint else np.inf)
-        running: dict[Future[None], int] = {}
-        try:
-            for _ in range(min(jobs, len(todo))):
-                self._submit(pool, todo, running)
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    done[self.ranks[running.pop(future)]] = True
-                    progress.step(self.name, int(done.sum()), len(done))
-                    if todo and time.monotonic() < deadline:
-                        self._submit(pool, todo, running)
-        except KeyboardInterrupt:
-            self._save_interrupted(running, done, progress)
-            raise
+        running: set[Future[None]] = set()
+        for _ in range(min(jobs, len(todo))):
+            running.add(pool.submit(self._one, todo.popleft(), done))
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                progress.step(self.name, int(done.sum()), len(done))
+                if todo and time.monotonic() < deadline:
+                    running.add(pool.submit(self._one, todo.popleft(), done))
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, todo: deque[int], running: dict[Future[None], int]
-    ) -> None:
-        index = todo.popleft()
-        running[pool.submit(self.work, index)] = index
+    def _one(self, index: int, done: _Done) -> None:
+        # here and not in the main thread, where Ctrl-C could come between the work and its mark
+        self.work(index)
+        done[self.ranks[index]] = True
 
-    def _save_interrupted(
-        self, running: dict[Future[None], int], done: npt.NDArray[np.bool_], progress: Progress
-    ) -> None:
-        wait(running)
-        if self.checkpoint is None or any(future.exception() for future in running):
-            return
-        for index in running.values():
-            done[self.ranks[index]] = True
-        self.checkpoint.save({"done": done, **self.arrays}, progress)
+    def _save(self, done: _Done, progress: Progress) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.save({"done": done, **self.arrays}, progress)
 
-    def _resumed(
-        self, checkpoint: Checkpoint, done: npt.NDArray[np.bool_], progress: Progress
-    ) -> npt.NDArray[np.bool_]:
+    def _resumed(self, checkpoint: Checkpoint, done: _Done, progress: Progress) -> _Done:
         saved = checkpoint.load({"done": done, **self.arrays}, progress)
         if saved is None:
             return done

@@ -42,16 +42,27 @@ def ranged(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = model.clone()
     outputs = []
     for index, value in enumerate(_found(copy, names)):
-        for what, op in RANGE_OUTPUTS:
-            attributes = {} if op == "Size" else {"keepdims": 0}
-            node = ir.node(op, [value], attributes, name=output_name(index, what))
-            result = node.outputs[0]
-            result.name = output_name(index, what)
-            result.shape = ir.Shape([])
-            result.type = ir.TensorType(ir.DataType.INT64) if op == "Size" else value.type
-            outputs.append(result)
-            copy.graph.append(node)
+        nodes = [_scalar(value, op, output_name(index, what)) for what, op in RANGE_OUTPUTS]
+        # straight behind the tensor, which can then be freed before the next one is computed
+        if (producer := value.producer()) is not None:
+            copy.graph.insert_after(producer, nodes)
+        elif len(copy.graph):
+            copy.graph.insert_before(copy.graph[0], nodes)
+        else:
+            copy.graph.extend(nodes)
+        outputs += [node.outputs[0] for node in nodes]
     return _with_outputs(copy, outputs)
+
+
+def _scalar(value: ir.Value, op: str, name: str) -> ir.Node:
+    size = op == "Size"
+    result = ir.Value(
+        name=name,
+        shape=ir.Shape([]),
+        type=ir.TensorType(ir.DataType.INT64) if size else value.type,
+    )
+    attributes = {} if size else {"keepdims": 0}
+    return ir.node(op, [value], attributes, outputs=[result], name=name)
 
 
 def _found(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from qcompile.cli.options import DATA, Debug, Json, Quiet
+from qcompile.cli.options import DATA, Debug, Json, Quiet, RecipeFile
 from qcompile.cli.screen import Screen
+from qcompile.recipe import recipe_from
 from qcompile.report.console_results import render_bench
 
 EPILOG = """
@@ -36,15 +37,17 @@ def bench(
             rich_help_panel=DATA,
         ),
     ] = None,
+    recipe: RecipeFile = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of each session.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
     _debug: Debug = False,
 ) -> None:
     """Time models in turn in one run; give ratios with 95 % intervals."""
-    from qcompile import pipeline
+    from qcompile import commands
 
+    asked = recipe_from({}, recipe)
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
-        result = pipeline.bench(models, data=data, threads=threads, progress=progress)
+        result = commands.bench(models, data=data, recipe=asked, threads=threads, progress=progress)
     screen.answer(result, render_bench)

@@ -27,8 +27,8 @@ Examples:
 
   qcompile calibrate model.onnx --calib data/ --calib-method entropy --json
 
-Statistics are kept in QCOMPILE_CACHE (~/.cache/qcompile) under a hash of model and data. They are
-the same bits for any order of the samples; an interrupted run continues where it was.
+Statistics are kept in QCOMPILE_CACHE (~/.cache/qcompile) under a hash of graph and samples. They
+are the same bits for any order of the samples; an interrupted run continues where it was.
 """
 
 
@@ -44,6 +44,16 @@ def calibrate(
             show_default=False,
         ),
     ],
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            help="What builds will compare on; say it here if you will say it there.",
+            show_default="a fifth of --calib, which is then not calibrated on",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     calib_method: CalibMethod = None,
     calib_samples: CalibSamples = None,
     recipe: RecipeFile = None,
@@ -54,14 +64,16 @@ def calibrate(
 ) -> None:
     """Run the samples through the float model and keep what each activation looked like.
 
-    Builds of the same model and data then reuse the statistics, whatever their scheme. The answer
-    lists each tensor with what was seen and the range it would take.
+    Builds of the same model on the same samples then reuse the statistics, whatever their method.
+    The answer lists what was seen of each tensor and, for a single method, the range it gives.
     """
-    from qcompile import pipeline
+    from qcompile import commands
 
     options = {"calibration": {"method": calib_method, "samples": calib_samples}, "jobs": jobs}
     asked = recipe_from(said(options), recipe)
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
-        result = pipeline.calibrate(model, calib, asked, progress)
+        result = commands.calibrate(
+            model, calib, evaluation=evaluation, recipe=asked, progress=progress
+        )
     screen.answer(result, render_calibration)

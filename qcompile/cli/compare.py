@@ -5,8 +5,18 @@ from typing import Annotated
 
 import typer
 
-from qcompile.cli.options import DATA, Debug, Json, Metric, Quiet
+from qcompile.cli.options import (
+    DATA,
+    Debug,
+    Jobs,
+    Json,
+    Metric,
+    Quiet,
+    RecipeFile,
+    said,
+)
 from qcompile.cli.screen import Screen
+from qcompile.recipe import recipe_from
 from qcompile.report.console_results import render_comparison
 
 EPILOG = """
@@ -28,6 +38,7 @@ def compare(
             metavar="B", help="The model to judge; same inputs and outputs.", show_default=False
         ),
     ],
+    *,
     data: Annotated[
         str,
         typer.Option(
@@ -38,6 +49,8 @@ def compare(
         ),
     ],
     metric: Metric = None,
+    recipe: RecipeFile = None,
+    jobs: Jobs = None,
     quiet: Quiet = False,
     as_json: Json = False,
     _debug: Debug = False,
@@ -47,9 +60,10 @@ def compare(
     Signal to quantization noise, cosine and largest error of each output; agreement of the top
     classes; accuracy where the samples have labels; all with 95 % intervals.
     """
-    from qcompile import pipeline
+    from qcompile import commands
 
+    asked = recipe_from(said({"metric": metric, "jobs": jobs}), recipe)
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
-        result = pipeline.compare(reference, model, data, metric, progress)
+        result = commands.compare(reference, model, data, recipe=asked, progress=progress)
     screen.answer(result, render_comparison)

@@ -25,9 +25,9 @@ def inspect(
 
     Needs no data and writes nothing. A build also measures errors, and may leave more in float.
     """
-    from qcompile import pipeline
+    from qcompile import commands
 
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
-        result = pipeline.inspect(model, target or "ort-cpu", cpu, progress)
+        result = commands.inspect(model, target=target or "ort-cpu", cpu=cpu, progress=progress)
     screen.answer(result, render_inspection)

@@ -1,24 +1,35 @@
 """From a graph and its statistics to a plan, and the checks on a plan that a user edited."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from qcompile.errors import PlanError
 from qcompile.graph.digest import model_digest
-from qcompile.plan import Plan
+from qcompile.graph.work import multiply_adds
+from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.probe import Probe
-from qcompile.planning.ranges import Choice, choose_ranges
+from qcompile.planning.protect import best_start, retried, too_loud, unit_noise
+from qcompile.planning.ranges import METHODS, Choice, by_method, choose_ranges
+from qcompile.planning.rounding import Codes, Rounded, solve_codes
 from qcompile.planning.select import Selection, Wishes, select
-from qcompile.planning.tensors import plan_tensors
+from qcompile.planning.switchboard import Switchboard
+from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.progress import Progress
 from qcompile.recipe import Cpu, Recipe
-from qcompile.samples import Samples
+from qcompile.samples import Samples, Subset
 from qcompile.statistics import Statistics
-from qcompile.targets.target import Target
+from qcompile.targets.target import Role, Target
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
+
+GOOD_WORK = 1e12
+"""Multiply-adds that judging all layers at the outputs may cost: some 30 s on two cores."""
+
+MOST_WORK = 4e12
+"""... and where a single sample costs more than this, layers are not judged there at all."""
 
 
 def wishes_of(recipe: Recipe) -> Wishes:
@@ -60,7 +71,7 @@ def make_plan(
     cpu: Cpu,
     wishes: Wishes,
     progress: Progress,
-) -> Plan:
+) -> tuple[Plan, dict[str, Codes]]:
     """Decide precision, type, scale and zero point of everything.
 
     Args:
@@ -72,20 +83,159 @@ def make_plan(
         cpu: Instruction set.
         wishes: What stays in float.
         progress: Hears of the steps.
+
+    Returns:
+        The plan, and the codes of the weights that were solved for (method ``gptq``).
     """
     selection = select(model, target, recipe.scheme, wishes)
+    if not selection.activations or samples is None:
+        return assemble(model, selection, target, cpu, recipe.scheme, {}), {}
+    ranges = _Ranges(model, statistics, samples, recipe, target, cpu, progress)
+    if not recipe.keep_accuracy:
+        return ranges.plan(selection, ranges.choose(selection)), {}
     types = target.types[cpu]
-    choices: dict[str, Choice] = {}
-    if selection.activations and samples is not None:
-        jobs = recipe.jobs or 1
+    grids = {
+        name: weight_plan(values_of(model, name), axis, types)
+        for name, axis in selection.weights.items()
+        if axis is not None
+    }
+    solved = solve_codes(model, grids, _int8(selection), samples, recipe.jobs or 1, progress)
+    return _marked(_protected(ranges, selection, wishes, solved), grids, solved)
+
+
+def codes_of(
+    plan: Plan, model: ir.Model, samples: Samples | None, jobs: int, progress: Progress
+) -> dict[str, Codes]:
+    """Solve again for the weights that a plan says were solved for.
+
+    Raises:
+        PlanError: There are no samples to solve with.
+    """
+    wanted = {name: tensor for name, tensor in plan.tensors.items() if tensor.method == "gptq"}
+    if not wanted:
+        return {}
+    if samples is None:
+        raise PlanError("--plan: it has weights of method gptq: give --calib to solve for them")
+    nodes = [name for name, entry in plan.nodes.items() if entry.precision == "int8"]
+    solved = solve_codes(model, wanted, nodes, samples, jobs, progress)
+    return {name: rounded.codes for name, rounded in solved.items()}
+
+
+def _marked(
+    plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded]
+) -> tuple[Plan, dict[str, Codes]]:
+    """Note in the plan which weights were solved for; those whose grid has changed since were not."""
+    tensors = dict(plan.tensors)
+    codes: dict[str, Codes] = {}
+    for name, rounded in solved.items():
+        if name in tensors and tensors[name].scale == grids[name].scale:
+            errors = {"plain": rounded.plain**0.5, "gptq": rounded.solved**0.5}
+            update = {"method": "gptq", "errors": {k: _short(v) for k, v in errors.items()}}
+            tensors[name] = tensors[name].model_copy(update=update)
+            codes[name] = rounded.codes
+    return plan.model_copy(update={"tensors": tensors}), codes
+
+
+def _int8(selection: Selection) -> list[str]:
+    return [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """What it takes to find ranges for a selection."""
+
+    model: ir.Model
+    statistics: Statistics
+    samples: Samples
+    recipe: Recipe
+    target: Target
+    cpu: Cpu
+    progress: Progress
+
+    def choose(self, selection: Selection) -> dict[str, Choice]:
+        """Choose each range by the error at the tensor's readers, or by the recipe's method."""
+        jobs, types = self.recipe.jobs or 1, self.target.types[self.cpu]
 
         def probe() -> Probe:
-            return Probe(model, readers(model, selection), types.activation, samples, jobs)
+            read = readers(self.model, selection)
+            return Probe(self.model, read, types.activation, self.samples, jobs)
 
-        choices = choose_ranges(
-            activations_of(selection), statistics, recipe.calibration, probe, progress
+        names = activations_of(selection)
+        options = self.recipe.calibration
+        return choose_ranges(names, self.statistics, options, probe, self.progress)
+
+    def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
+        """Return the ranges of each single method, where the recipe leaves the choice."""
+        if self.recipe.calibration.method != "auto":
+            return {}
+        names = activations_of(selection)
+        found = {
+            method: by_method(method, names, self.statistics, self.recipe.calibration)
+            for method in METHODS
+        }
+        return {
+            method: {name: Choice(*ranges[name], method, {}) for name in names}
+            for method, ranges in found.items()
+        }
+
+    def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
+        """Put the plan together."""
+        recipe = self.recipe
+        return assemble(self.model, selection, self.target, self.cpu, recipe.scheme, choices)
+
+    def board(
+        self,
+        selection: Selection,
+        choices: Mapping[str, Choice],
+        codes: Mapping[str, Codes],
+        count: int,
+    ) -> Switchboard:
+        """Make the switchboard for the first samples."""
+        kept = Subset(self.samples, range(count))
+        plan = self.plan(selection, choices)
+        return Switchboard(self.model, selection, plan, codes, kept, self.recipe.jobs or 1)
+
+
+def _protected(
+    ranges: _Ranges, selection: Selection, wishes: Wishes, solved: Mapping[str, Rounded]
+) -> Plan:
+    """Plan with ranges and precisions that were judged at the outputs of the model."""
+    codes = {name: rounded.codes for name, rounded in solved.items()}
+    work = {node.name or "": multiply_adds(node) for node in ranges.model.graph}
+    choices = ranges.choose(selection)
+    count = _affordable(sum(work.values()), len(selection.nodes), len(ranges.samples))
+    if not count:
+        ranges.progress.notice(
+            "the model is too large to measure each layer's effect on the outputs: ranges were "
+            "chosen by the error behind each tensor, and no layer was left in float for accuracy"
         )
-    return assemble(model, selection, target, cpu, recipe.scheme, choices)
+        return ranges.plan(selection, choices)
+    board = ranges.board(selection, choices, codes, count)
+    choices = best_start(board, {"local": choices, **ranges.alternatives(selection)})
+    total, alone = unit_noise(board, choices, ranges.progress)
+    kept = too_loud(alone, work, total)
+    if kept:
+        nodes = {**wishes.nodes, **kept}
+        selection = select(
+            ranges.model, ranges.target, ranges.recipe.scheme, replace(wishes, nodes=nodes)
+        )
+        choices = ranges.choose(selection)
+        board = ranges.board(selection, choices, codes, count)
+        choices = best_start(board, {"local": choices, **ranges.alternatives(selection)})
+    choices = retried(board, choices, ranges.alternatives(selection), alone)
+    return ranges.plan(selection, choices)
+
+
+def _affordable(work: float, units: int, samples: int) -> int:
+    """Return on how many samples each layer's effect is measured; 0 for none.
+
+    The limit is a number of multiply-adds, not a time, so that the plan does not depend on how
+    fast the machine is.
+    """
+    once = max(work, 1.0) * (units + 20)
+    if once > MOST_WORK:
+        return 0
+    return min(samples, max(1, int(GOOD_WORK / once)))
 
 
 def assemble(
@@ -153,7 +303,7 @@ def _check_precisions(
         rule = rules.get(node.op_type)
         if rule is None or node.domain:
             raise PlanError(f"--plan: node {name}: {target.name} has no int8 {entry.op}")
-        if scheme != "int8":
+        if scheme != "int8" or rule.role is Role.ABSORBED:
             continue
         for index in rule.activations or range(len(node.inputs)):
             value = node.inputs[index] if index < len(node.inputs) else None

@@ -52,7 +52,7 @@ def plan_tensors(
         low, high, method = ranges[source]
         plans[name] = activation_plan(low, high, types, "tied" if source != name else method)
     for name, axis in selection.weights.items():
-        values = _values(model, name)
+        values = values_of(model, name)
         plans[name] = (
             constant_plan(values, types) if axis is None else weight_plan(values, axis, types)
         )
@@ -99,7 +99,7 @@ def _bias_plan(
     node = next(n for n in model.graph if n.name == node_name)
     data, weight = (plans[node.inputs[i].name] for i in (0, 1))  # type: ignore[union-attr,index]
     weight_name = node.inputs[1].name  # type: ignore[union-attr]
-    bias = np.abs(_values(model, name).astype(np.float64)).reshape(-1)
+    bias = np.abs(values_of(model, name).astype(np.float64)).reshape(-1)
     needed = np.broadcast_to(bias, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
     scales = np.maximum(weight.scale, needed).astype(np.float32)
     if not np.array_equal(scales, np.asarray(weight.scale, np.float32)):
@@ -115,7 +115,8 @@ def _bias_plan(
     )
 
 
-def _values(model: ir.Model, name: str) -> np.ndarray:
+def values_of(model: ir.Model, name: str) -> np.ndarray:
+    """Return the values of an initializer."""
     tensor = model.graph.initializers[name].const_value
     if tensor is None:
         raise PlanError(f"{name}: not a constant")

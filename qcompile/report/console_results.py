@@ -38,7 +38,8 @@ def render_calibration(result: CalibrationReport) -> RenderableType:
         for row in result.tensors
     ]
     reused = f", {result.reused} from the cache" if result.reused else ""
-    head = f"{result.data}: {text.counted(result.samples, 'sample')}, method {result.method}"
+    used = text.counted(result.samples, "sample")
+    head = f"{result.data}: {used} of {result.found:,}, method {result.method}"
     return paragraphs(
         [
             ("model", lines(result.model)),
@@ -74,7 +75,6 @@ def render_inspection(result: Inspection) -> RenderableType:
             ("model", lines(_facts(model))),
             ("ports", table(("", "type", "shape", "name"), ports, left=4) if ports else None),
             ("operators", lines(text.listed(model.operators))),
-            ("unknown", lines(text.listed(result.unknown))),
             ("weights", lines(weights)),
             ("plan", plan_lines(result.plan)),
             ("in float", float_table(result.plan.float_nodes)),
@@ -95,7 +95,7 @@ def render_bench(result: BenchReport) -> RenderableType:
         )
         for row in result.rows
     ]
-    made_up = any(row.inputs == "made up" for row in result.rows)
+    made_up = result.inputs == "made up"
     caveat = "inputs were made up: give --data where the values decide the time" if made_up else ""
     return paragraphs(
         [

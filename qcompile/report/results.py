@@ -2,11 +2,8 @@
 
 from typing import Literal
 
-from pydantic import Field
-
 from qcompile.report.schema import (
     ComparisonSection,
-    Counts,
     Interval,
     ModelFacts,
     Number,
@@ -35,10 +32,18 @@ class TensorRow(Section):
 
 
 class CalibrationReport(Section):
-    """The statistics that are in the cache now."""
+    """The statistics that are in the cache now.
+
+    Attributes:
+        found: Samples in the data.
+        samples: Those that were used; a build holds back the rest for its comparison.
+        reused: Tensors whose statistics were in the cache before.
+        cache: The folder.
+    """
 
     model: str
     data: str
+    found: int = 0
     samples: int
     method: str
     tensors: tuple[TensorRow, ...] = ()
@@ -62,14 +67,13 @@ class Inspection(Section):
     """A model as a target sees it, before any data was seen.
 
     Attributes:
-        unknown: Operators without a known schema, ``domain::Op`` to count.
-        weight_bytes: Float weight bytes of the source, and of the planned engine.
+        weight_bytes: Of the float32 weights.
+        int8_weight_bytes: Of the same with a byte for each element that would be quantized.
         plan: What would be quantized, and why the rest would not; without measured errors.
     """
 
     model: ModelFacts
     plan: PlanSummary
-    unknown: Counts = Field(default_factory=dict)
     weight_bytes: int = 0
     int8_weight_bytes: int = 0
     notices: tuple[str, ...] = ()
@@ -79,8 +83,8 @@ class BenchRow(Section):
     """The speed of one model.
 
     Attributes:
+        bytes: Of the file and its external data.
         ratio: Time of the first model over the time of this one; None for the first.
-        inputs: Where the inputs came from: the data, or values made for the timing only.
     """
 
     model: str
@@ -88,13 +92,17 @@ class BenchRow(Section):
     bytes: int
     ratio: Number = None
     interval: Interval | None = None
-    inputs: Literal["data", "made up"] = "data"
 
 
 class BenchReport(Section):
-    """Models timed in turn in one run."""
+    """Models timed in turn in one run.
+
+    Attributes:
+        inputs: Where the inputs came from: the data, or values made for the timing only.
+    """
 
     rows: tuple[BenchRow, ...] = ()
+    inputs: Literal["data", "made up"] = "data"
     threads: int = 1
     cpu: str = ""
     notices: tuple[str, ...] = ()

@@ -110,7 +110,8 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
         _load_small_tensors(model)
         problem = checker_problem(model)
     except Exception as error:  # noqa: BLE001 - onnx_ir raises whatever the file's mistake leads to
-        problem = " ".join(str(error.__cause__ or error).split())
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ModelError(f"{path}: not valid ONNX: {reason}") from None
     if problem:
         raise ModelError(f"{path}: not valid ONNX: {problem}")
     if "ai.onnx" in model.opset_imports:

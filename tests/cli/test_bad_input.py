@@ -1,58 +1,45 @@
 """Bad input through the real pipeline: one clear line, exit code 2, nothing written."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from qcompile.cli.main import main
+from tests.cli.conftest import Run
+from tests.cli.nets import model_of, perceptron, write_data
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
-    """Run a command in ``tmp_path``; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path.with_name("cache")))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qcompile", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert isinstance(end.value.code, int)
-        return (end.value.code, *capsys.readouterr())
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
+Spoil = Callable[[Path], None]
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """A folder with a model and data, all of it good."""
-    weight = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, tmp_path / "net.onnx")
-    (tmp_path / "data").mkdir()
-    for index in range(40):
-        x = np.random.default_rng(index).normal(size=(1, 8)).cumsum(1).astype(np.float32)
-        np.savez(tmp_path / "data" / f"{index}.npz", x=x)
+    onnx.save(perceptron(16), tmp_path / "net.onnx")
+    write_data(tmp_path / "data")
     return tmp_path
+
+
+def refused(run: Run, folder: Path, named: str, *arguments: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    done = run("build", "net.onnx", "--int8", "-o", "out", "--quiet", *arguments)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert named in done.err
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_the_good_inputs_build(run: Run, inputs: Path) -> None:
+    done = run("build", "net.onnx", "--calib", "data", "-o", "out", "--allow-slower")
+    assert (done.code, (inputs / "out" / "model.onnx").exists()) == (0, True), done.err
+
+
+# -- the model -------------------------------------------------------------------------------
 
 
 def no_model(folder: Path) -> None:
@@ -68,9 +55,141 @@ def model_is_text(folder: Path) -> None:
     (folder / "net.onnx").write_text("not a model, but long enough to look like one")
 
 
+def model_is_empty(folder: Path) -> None:
+    (folder / "net.onnx").write_bytes(b"")
+
+
 def model_is_truncated(folder: Path) -> None:
     content = (folder / "net.onnx").read_bytes()
     (folder / "net.onnx").write_bytes(content[: len(content) // 2])
+
+
+def weight_is_nan(folder: Path) -> None:
+    model = onnx.load(folder / "net.onnx")
+    weight = numpy_helper.to_array(model.graph.initializer[1]).copy()
+    weight[3, 2] = np.nan
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight, "w1"))
+    onnx.save(model, folder / "net.onnx")
+
+
+def weight_claims_too_much(folder: Path) -> None:
+    model = onnx.load(folder / "net.onnx")
+    model.graph.initializer[1].dims[0] = 1 << 40
+    onnx.save(model, folder / "net.onnx")
+
+
+def operator_is_unknown(folder: Path) -> None:
+    onnx.save(perceptron(16, op="Frobnicate"), folder / "net.onnx")
+
+
+def domain_is_unknown(folder: Path) -> None:
+    onnx.save(perceptron(16, op="Frobnicate", domain="my.ops"), folder / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (no_model, "net.onnx: no such file"),
+        (model_is_a_folder, "net.onnx"),
+        (model_is_text, "net.onnx: not an ONNX file"),
+        (model_is_empty, "net.onnx: the file is empty"),
+        (model_is_truncated, "net.onnx: not an ONNX file, or cut short"),
+        (weight_is_nan, "w1 holds NaN"),
+        (weight_claims_too_much, "w1"),
+        (operator_is_unknown, "Frobnicate"),
+        (domain_is_unknown, "my.ops.Frobnicate"),
+    ],
+)
+def test_bad_model(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
+    spoil(inputs)
+    refused(run, inputs, named, "--calib", "data")
+
+
+def save_external(folder: Path) -> onnx.ModelProto:
+    """Store the weights beside the model; return the model as it is in the file."""
+    (folder / "net.onnx").unlink()
+    onnx.save(
+        perceptron(64),
+        folder / "net.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return onnx.load(folder / "net.onnx", load_external_data=False)
+
+
+def relocated(folder: Path, entry: str, value: str) -> None:
+    model = save_external(folder)
+    for pair in model.graph.initializer[1].external_data:
+        if pair.key == entry:
+            pair.value = value
+    onnx.save(model, folder / "net.onnx")
+
+
+def external_is_missing(folder: Path) -> None:
+    save_external(folder)
+    (folder / "weights.bin").unlink()
+
+
+def external_is_short(folder: Path) -> None:
+    save_external(folder)
+    content = (folder / "weights.bin").read_bytes()
+    (folder / "weights.bin").write_bytes(content[: len(content) // 2])
+
+
+def external_is_above(folder: Path) -> None:
+    relocated(folder, "location", "../secret.bin")
+    (folder.parent / "secret.bin").write_bytes(b"\0" * 65536)
+
+
+def external_is_absolute(folder: Path) -> None:
+    relocated(folder, "location", "/dev/zero")
+
+
+def external_is_a_link_outside(folder: Path) -> None:
+    save_external(folder)
+    (folder.parent / "secret.bin").write_bytes((folder / "weights.bin").read_bytes())
+    (folder / "weights.bin").unlink()
+    (folder / "weights.bin").symlink_to("../secret.bin")
+
+
+def external_begins_before_the_file(folder: Path) -> None:
+    relocated(folder, "offset", "-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (external_is_missing, "weights.bin"),
+        (external_is_short, "weights.bin"),
+        (external_is_above, "../secret.bin"),
+        (external_is_absolute, "/dev/zero"),
+        (external_is_a_link_outside, "weights.bin"),
+        (external_begins_before_the_file, "w1"),
+    ],
+)
+def test_bad_external_data(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
+    spoil(inputs)
+    refused(run, inputs, named, "--calib", "data")
+
+
+def test_good_external_data_builds(run: Run, inputs: Path) -> None:
+    save_external(inputs)
+    done = run("build", "net.onnx", "--calib", "data", "-o", "out", "--allow-slower", "--json")
+    assert done.code == 0, done.err
+    size = sum((inputs / name).stat().st_size for name in ("net.onnx", "weights.bin"))
+    assert done.json()["model"]["bytes"] == size
+
+
+def test_foreign_operator_that_the_runtime_has_stays_in_float(run: Run, inputs: Path) -> None:
+    onnx.save(perceptron(16, op="QuickGelu", domain="com.microsoft"), inputs / "net.onnx")
+    done = run("build", "net.onnx", "--calib", "data", "-o", "out", "--allow-slower", "--json")
+    assert done.code == 0, done.err
+    float_ops = {node["op"] for node in done.json()["plan"]["float_nodes"]}
+    assert "QuickGelu" in float_ops
+
+
+# -- the data --------------------------------------------------------------------------------
 
 
 def no_data(folder: Path) -> None:
@@ -78,55 +197,99 @@ def no_data(folder: Path) -> None:
         path.unlink()
 
 
-def data_of_another_model(folder: Path) -> None:
-    np.savez(folder / "data" / "7.npz", z=np.zeros((1, 8), np.float32))
+def data_of_other_kinds(folder: Path) -> None:
+    no_data(folder)
+    (folder / "data" / "readme.txt").write_text("soon")
 
 
-def data_of_another_shape(folder: Path) -> None:
-    np.savez(folder / "data" / "7.npz", x=np.zeros((1, 9), np.float32))
+def spoilt(**arrays: np.ndarray) -> Spoil:
+    def spoil(folder: Path) -> None:
+        np.savez(folder / "data" / "07.npz", **arrays)
+
+    return spoil
 
 
-def data_with_nan(folder: Path) -> None:
-    np.savez(folder / "data" / "7.npz", x=np.full((1, 8), np.nan, np.float32))
+def data_is_truncated(folder: Path) -> None:
+    content = (folder / "data" / "07.npz").read_bytes()
+    (folder / "data" / "07.npz").write_bytes(content[: len(content) // 2])
 
 
-def data_with_objects(folder: Path) -> None:
-    np.savez(folder / "data" / "7.npz", x=np.array([{"a": 1}], object))
+def data_is_pickled(folder: Path) -> None:
+    no_data(folder)
+    np.save(folder / "data" / "07.npy", np.array([Planted(folder / "planted")], object))
+
+
+class Planted:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+GOOD = np.ones((1, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (no_data, "data: no samples"),
+        (data_of_other_kinds, "data: no samples"),
+        (spoilt(z=GOOD), "07.npz"),
+        (spoilt(x=GOOD, z=GOOD), "07.npz"),
+        (spoilt(x=np.ones((1, 9), np.float32)), "07.npz"),
+        (spoilt(x=np.ones((1, 8, 1), np.float32)), "07.npz"),
+        (spoilt(x=np.ones((1, 8), np.complex64)), "07.npz"),
+        (spoilt(x=np.full((1, 8), "1")), "07.npz"),
+        (spoilt(x=np.full((1, 8), np.nan, np.float32)), "07.npz"),
+        (spoilt(x=np.full((1, 8), np.inf, np.float32)), "07.npz"),
+        (spoilt(x=np.array([{"a": 1}], object)), "07.npz"),
+        (data_is_truncated, "07.npz"),
+        (data_is_pickled, "07.npy"),
+    ],
+)
+def test_bad_data(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
+    spoil(inputs)
+    refused(run, inputs, named, "--calib", "data")
+    assert not (inputs / "planted").exists()
+
+
+# -- the output ------------------------------------------------------------------------------
 
 
 def output_exists(folder: Path) -> None:
     (folder / "out").mkdir()
 
 
-def output_inside_a_file(folder: Path) -> None:
+def output_is_a_file(folder: Path) -> None:
     (folder / "out").write_text("mine")
 
 
+@pytest.mark.parametrize("spoil", [output_exists, output_is_a_file])
+@pytest.mark.parametrize("arguments", [(), ("--force",)], ids=["plain", "force"])
+def test_output_that_is_no_bundle_stays(
+    run: Run, inputs: Path, spoil: Spoil, arguments: tuple[str, ...]
+) -> None:
+    spoil(inputs)
+    refused(run, inputs, "out", "--calib", "data", *arguments)
+
+
 @pytest.mark.parametrize(
-    ("spoil", "named"),
+    ("output", "named"),
     [
-        (no_model, "net.onnx"),
-        (model_is_a_folder, "net.onnx"),
-        (model_is_text, "net.onnx"),
-        (model_is_truncated, "net.onnx"),
-        (no_data, "data"),
-        (data_of_another_model, "7.npz"),
-        (data_of_another_shape, "7.npz"),
-        (data_with_nan, "7.npz"),
-        (data_with_objects, "7.npz"),
-        (output_exists, "out"),
-        (output_inside_a_file, "out"),
+        ("net.onnx/out", "net.onnx: cannot be made"),
+        ("/proc/nowhere/out", "/proc/nowhere: cannot be made"),
+        ("/proc/out", "/proc/out: cannot be written"),
+        ("/", "/: cannot be an output folder"),
     ],
 )
-def test_bad_files(run: Run, inputs: Path, spoil: Callable[[Path], None], named: str) -> None:
-    spoil(inputs)
-    before = sorted(inputs.rglob("*"))
-    code, out, err = run("build", "net.onnx", "--int8", "--calib", "data", "-o", "out", "--quiet")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert named in err
-    assert sorted(inputs.rglob("*")) == before
+def test_output_that_cannot_be_made(run: Run, inputs: Path, output: str, named: str) -> None:
+    refused(run, inputs, named, "--calib", "data", "-o", output)
+
+
+# -- the options -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -138,14 +301,68 @@ def test_bad_files(run: Run, inputs: Path, spoil: Callable[[Path], None], named:
         (("--calib", "no.such.module:samples"), "no.such.module"),
         (("--calib", "data", "--target", "abacus"), "abacus"),
         (("--calib", "data", "--plan", "none.json"), "none.json"),
+        (("--calib", "data", "--plan", "net.onnx"), "net.onnx"),
+        (("--calib", "data", "--recipe", "none.toml"), "none.toml"),
         (("--calib", "data", "--metric", "no.such.module:score"), "no.such.module"),
     ],
 )
 def test_bad_options(run: Run, inputs: Path, arguments: tuple[str, ...], named: str) -> None:
-    before = sorted(inputs.rglob("*"))
-    code, out, err = run("build", "net.onnx", "--int8", "-o", "out", "--quiet", *arguments)
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert named in err
-    assert sorted(inputs.rglob("*")) == before
+    refused(run, inputs, named, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("sceme = 'int8'", "sceme"),
+        ("[calibration]\nsampels = 3", "calibration.sampels"),
+        ("[calibration]\nmethod = 'kl'", "calibration.method"),
+        ("[gates]\nmin_agreement = 2", "gates.min_agreement"),
+        ("scheme = ", "recipe.toml"),
+    ],
+)
+def test_bad_recipe(run: Run, inputs: Path, content: str, named: str) -> None:
+    (inputs / "recipe.toml").write_text(content)
+    refused(run, inputs, named, "--calib", "data", "--recipe", "recipe.toml")
+
+
+# -- the other commands ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spoil", [no_model, model_is_truncated, weight_is_nan, domain_is_unknown])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "net.onnx"),
+        ("calibrate", "net.onnx", "--calib", "data"),
+        ("compare", "good.onnx", "net.onnx", "--data", "data"),
+        ("bench", "good.onnx", "net.onnx"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_bad_model_in_other_commands(
+    run: Run, inputs: Path, spoil: Spoil, arguments: tuple[str, ...]
+) -> None:
+    (inputs / "good.onnx").write_bytes((inputs / "net.onnx").read_bytes())
+    spoil(inputs)
+    done = run(*arguments, "--quiet")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert "net.onnx" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("compare", "net.onnx", "other.onnx", "--data", "data"), ("bench", "net.onnx", "other.onnx")],
+)
+def test_models_with_other_inputs_are_refused(
+    run: Run, inputs: Path, arguments: tuple[str, ...]
+) -> None:
+    nodes = [helper.make_node("Identity", ["z"], ["y"])]
+    other = model_of(nodes, [])
+    other.graph.input[0].name = "z"
+    other.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+    onnx.save(other, inputs / "other.onnx")
+    done = run(*arguments)
+    assert done.code == 2
+    assert "other.onnx: its inputs (z float32) are not those of net.onnx (x float32)" in done.err

@@ -134,7 +134,11 @@ def test_a_model_larger_than_two_gib_passes_in_little_memory(tmp_path):
     path.write_bytes(model.SerializeToString())
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)], cwd=root, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT, str(path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     operators, megabytes = done.stdout.split()

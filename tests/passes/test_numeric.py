@@ -17,6 +17,7 @@ from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layer_norm import FuseLayerNorm
 from qcompile.passes.fuse_pad import FusePad
 from qcompile.passes.remove_identities import RemoveIdentities
+from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
 from tests.passes.tools import check_equivalent
 
@@ -68,7 +69,7 @@ NORM_INPUTS = ["scale", "shift", "mean", "variance"]
     st.sampled_from([1e-5, 1e-3, 0.5]),
     st.integers(1, 2),
 )
-def test_fold_batch_norm_into_conv(seed, op, group, c_in, c_out, with_bias, epsilon, rank):
+def test_fold_batch_norm_into_conv(seed, op, group, c_in, c_out, with_bias, epsilon, rank):  # noqa: PLR0917
     rng = np.random.default_rng(seed)
     kernel = [int(k) for k in rng.integers(1, 4, rank)]
     first, second = (c_out * group, c_in) if op == "Conv" else (c_in * group, c_out)
@@ -118,7 +119,7 @@ def test_fold_batch_norm_into_gemm(seed, trans_a, trans_b, alpha, beta, bias_sha
     st.booleans(),
     st.integers(1, 2),
 )
-def test_fuse_pad(seed, op, pads, axes, value, auto_pad, ceil, stride):
+def test_fuse_pad(seed, op, pads, axes, value, auto_pad, ceil, stride):  # noqa: PLR0917
     rng = np.random.default_rng(seed)
     amounts = pads if axes else [0, 0, *pads[:2], 0, 0, *pads[2:]]
     weights: Weights = {"p": np.array(amounts, np.int64)}
@@ -289,6 +290,12 @@ def test_fold_weights(seed, moves):
     assert [node.op_type for node in model.graph] == ["Mul"]
 
 
+OPERATORS = [
+    *("Relu", "Clip", "Min", "Max", "Mul", "Add", "Sub", "Div", "Cast", "Transpose", "Slice"),
+    *("Reshape", "Identity", "Dropout", "Unsqueeze", "Expand"),
+]
+
+
 @st.composite
 def chains(draw: st.DrawFn) -> ir.Model:
     """A chain of the operators that the general rules merge or drop, with odd parameters."""
@@ -296,12 +303,7 @@ def chains(draw: st.DrawFn) -> ir.Model:
     number = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0])
     current = "x"
     for _ in range(draw(st.integers(1, 5))):
-        op = draw(
-            st.sampled_from(
-                ["Relu", "Clip", "Min", "Max", "Mul", "Add", "Sub", "Div", "Cast", "Transpose"]
-                + ["Slice", "Reshape", "Identity", "Dropout", "Unsqueeze", "Expand"]
-            )
-        )
+        op = draw(st.sampled_from(OPERATORS))
         if op in {"Min", "Max", "Mul", "Add", "Sub", "Div"}:
             value = draw(number) or 1.0
             current = w.node(op, current, w.number(value))
@@ -360,3 +362,36 @@ def test_fold_constants(model):
 def test_clean_up_and_identities(model):
     check_equivalent(model, CleanUp())
     check_equivalent(model, RemoveIdentities())
+
+
+@given(
+    st.lists(
+        st.sampled_from(["gather", "slice", "const", "cast", "other"]), min_size=3, max_size=3
+    ),
+    st.sampled_from([["N", 6, 4], ["N", "M", 4], [2, 6, 4]]),
+    st.integers(0, 1),
+)
+def test_settle_reshapes(kinds, shape, allowzero):
+    """A target shape of as many parts as the input has axes, each the size of its axis."""
+    sizes = [d if isinstance(d, int) else 2 for d in shape]
+    weights: Weights = {f"i{k}": np.array(k, np.int64) for k in range(4)}
+    weights |= {f"v{k}": np.array([k], np.int64) for k in range(4)}
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Abs", ["x"], ["z"])]
+    nodes.append(helper.make_node("Shape", ["z"], ["other"]))
+    for k, kind in enumerate(kinds):
+        if kind == "slice":
+            nodes.append(helper.make_node("Slice", ["s", f"v{k}", f"v{k + 1}"], [f"p{k}"]))
+        elif kind == "const":
+            weights[f"p{k}"] = np.array([sizes[k]], np.int64)
+        else:
+            source = "other" if kind == "other" else "s"
+            nodes.append(helper.make_node("Gather", [source, f"i{k}"], [f"g{k}"]))
+            to = onnx.TensorProto.INT32 if kind == "cast" else onnx.TensorProto.INT64
+            nodes.append(helper.make_node("Cast", [f"g{k}"], [f"c{k}"], to=to))
+            nodes.append(helper.make_node("Cast", [f"c{k}"], [f"d{k}"], to=onnx.TensorProto.INT64))
+            nodes.append(helper.make_node("Unsqueeze", [f"d{k}", "v0"], [f"p{k}"]))
+    nodes.append(helper.make_node("Concat", ["p0", "p1", "p2"], ["target"], axis=0))
+    nodes.append(helper.make_node("Reshape", ["x", "target"], ["y"], allowzero=allowzero))
+    model = check_equivalent(build(nodes, weights, shape), SettleReshapes())
+    target = next(n for n in model.graph if n.op_type == "Reshape").inputs[1]
+    assert target.is_initializer()

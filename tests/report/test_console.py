@@ -110,16 +110,22 @@ def test_empty_report_has_no_empty_paragraphs() -> None:
             "on 102 samples; [95 % interval]",
         ),
         (
-            Inspection(model=EVERYTHING.model, plan=EVERYTHING.plan, unknown={"my::Op": 2}),
+            Inspection(
+                model=EVERYTHING.model,
+                plan=EVERYTHING.plan,
+                weight_bytes=4000,
+                int8_weight_bytes=1000,
+            ),
             render_inspection,
-            "my::Op 2",
+            "in float, about",
         ),
         (
             BenchReport(
                 rows=(
                     BenchRow(model="a.onnx", median_ms=2.0, bytes=1000),
-                    BenchRow(model="b.onnx", median_ms=1.0, bytes=500, ratio=2.0, inputs="made up"),
-                )
+                    BenchRow(model="b.onnx", median_ms=1.0, bytes=500, ratio=2.0),
+                ),
+                inputs="made up",
             ),
             render_bench,
             "inputs were made up",

@@ -1,0 +1,77 @@
+"""Rounding a layer's weights one column after another, each error taken up by the next columns.
+
+GPTQ (Frantar et al. 2022, arXiv:2210.17323, algorithm 1) for a grid that is given: per-channel
+scales, no zero point. With X the inputs ``(n, K)`` and ``H = X^T X``, a row w of the weights is
+rounded to ``q`` so that ``(w - q) H (w - q)^T`` is small. Columns go by falling ``diag(H)``.
+"""
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int8]
+
+DAMPING = 0.01
+"""Added to the diagonal, as a share of its mean: what the samples did not excite."""
+
+
+def round_columns(weights: Floats, scale: Floats, hessian: Floats, code_high: int) -> Codes:
+    """Round the weights of one layer to codes.
+
+    Args:
+        weights: ``(R, K)``, one row for each output channel.
+        scale: ``(R,)``, the step of each row's symmetric grid.
+        hessian: ``(K, K)``, ``X^T X`` up to a factor.
+        code_high: Largest code; the lowest is ``-code_high``.
+
+    Returns:
+        Codes ``(R, K)``.
+    """
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    factor = inverse_factor(hessian[np.ix_(order, order)])
+    work = np.ascontiguousarray(weights[:, order], np.float64)
+    codes = np.empty(work.shape, np.int8)
+    _solve(work, np.ascontiguousarray(scale, np.float64), factor, code_high, codes)
+    restored = np.empty_like(codes)
+    restored[:, order] = codes
+    return restored
+
+
+def inverse_factor(hessian: Floats) -> Floats:
+    """Return the upper triangular U with ``U^T U = (H + damping)^-1``.
+
+    From one Cholesky factor of the reversed matrix: with ``H = R R^T``, R upper, U is ``R^-1``.
+
+    Args:
+        hessian: ``(K, K)``, symmetric, positive semidefinite.
+    """
+    damped = hessian.copy()
+    diagonal = np.diag(hessian)
+    mean = float(diagonal.mean())
+    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
+    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    return np.ascontiguousarray(np.triu(np.linalg.inv(upper)))
+
+
+def output_error(difference: Floats, hessian: Floats) -> float:
+    """Return ``sum_r d_r H d_r^T``: the squared error at the layer's output.
+
+    Args:
+        difference: ``(R, K)``, weights minus what their codes stand for.
+        hessian: ``(K, K)``.
+    """
+    return float(np.einsum("rk,rk->", difference @ hessian, difference))
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _solve(work: Floats, scale: Floats, factor: Floats, code_high: int, codes: Codes) -> None:
+    rows, columns = work.shape
+    for row in range(rows):
+        for column in range(columns):
+            code = np.rint(work[row, column] / scale[row])
+            code = min(max(code, -code_high), code_high)
+            codes[row, column] = np.int8(code)
+            error = (work[row, column] - code * scale[row]) / factor[column, column]
+            for later in range(column + 1, columns):
+                work[row, later] -= error * factor[column, later]

@@ -1,0 +1,223 @@
+"""Codes of 8-bit weights that keep the layer's output: GPTQ on a few samples, judged on others.
+
+Plain rounding moves each weight to the nearest code. Where inputs are alike (all positive behind a
+Relu, smooth pictures) the small errors of a channel add up instead of cancelling: a picture's
+brightness shifts. GPTQ spreads each error over the weights that are still to be rounded. A weight
+keeps its plain codes unless the solved ones give a smaller output error on samples that the
+solution did not see.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompile.graph.walk import is_op
+from qcompile.numerics.gptq import output_error, round_columns
+from qcompile.numerics.patches import patches, same_pads, spread
+from qcompile.plan import TensorPlan
+from qcompile.progress import Progress
+from qcompile.runtime.ort import Session
+from qcompile.samples import Array, Samples
+
+Codes = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float64]
+
+POSITIONS = 2048
+"""Most rows of one sample that go into a layer's Hessian."""
+
+COLUMNS = 5000
+"""Layers with more weights to an output channel are rounded plainly: their Hessian is too large."""
+
+HESSIAN_BYTES = 1 << 29
+"""Hessians held at once; beyond it the samples run again."""
+
+WORK = 2e11
+"""Most multiply-adds for all layers together, some minutes; beyond it layers are rounded plainly."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The solved codes of one weight.
+
+    Attributes:
+        codes: Shaped like the weight.
+        plain: Squared output error of plain rounding over that of no weights at all.
+        solved: The same of the solved codes.
+    """
+
+    codes: Codes
+    plain: float
+    solved: float
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A weighted node, its weight as rows ``(groups, R, K)`` and how to get its inputs as rows."""
+
+    node: ir.Node
+    weight: str
+    tensor: TensorPlan
+    groups: int
+    columns: int
+
+
+def solve_codes(
+    model: ir.Model,
+    tensors: Mapping[str, TensorPlan],
+    nodes: Sequence[str],
+    samples: Samples,
+    jobs: int,
+    progress: Progress,
+) -> dict[str, Rounded]:
+    """Round the weights of the named nodes; return those that plain rounding does worse.
+
+    Args:
+        model: The lowered graph.
+        tensors: Grids of the weights.
+        nodes: The weighted nodes that compute in int8.
+        samples: A few samples, read in order; every fourth judges.
+        jobs: Layers solved at once.
+        progress: Hears "plan: weights", and of layers that are too large.
+    """
+    layers = _affordable(list(_layers(model, tensors, set(nodes))), progress)
+    found: dict[str, Rounded] = {}
+    done = 0
+    for group in _chunks(layers):
+        fitting, judging = _hessians(model, group, samples)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            results = pool.map(_solved, group, fitting, judging)
+            for layer, rounded in zip(group, results, strict=True):
+                done += 1
+                progress.step("plan: weights", done, len(layers))
+                if rounded is not None:
+                    found[layer.weight] = rounded
+    return found
+
+
+def _layers(
+    model: ir.Model, tensors: Mapping[str, TensorPlan], nodes: set[str]
+) -> Iterator[_Layer]:
+    seen: set[str] = set()
+    for node in model.graph:
+        if node.name not in nodes or not is_op(node, "Conv", "MatMul", "Gemm"):
+            continue
+        value = node.inputs[1]
+        name = (value.name or "") if value is not None else ""
+        tensor = tensors.get(name)
+        if value is None or value.const_value is None or tensor is None or name in seen:
+            continue
+        seen.add(name)  # a shared weight is solved for its first reader
+        shape = value.const_value.shape.numpy()
+        if is_op(node, "Conv"):
+            groups = node.attributes.get_int("group", 1)
+            yield _Layer(node, name, tensor, groups, int(np.prod(shape[1:])))
+        else:
+            yield _Layer(node, name, tensor, 1, int(shape[1 - (tensor.axis or 0)]))
+
+
+def _affordable(layers: list[_Layer], progress: Progress) -> list[_Layer]:
+    kept, work = [], 0.0
+    for layer in sorted(layers, key=lambda layer: layer.columns):
+        size = len(layer.tensor.scale) * layer.columns**2 / 2
+        if layer.columns <= COLUMNS and work + size <= WORK:
+            kept.append(layer)
+            work += size
+    if len(kept) < len(layers):
+        progress.notice(
+            f"{len(layers) - len(kept)} large layers were rounded plainly: solving for their "
+            "codes would take too long"
+        )
+    return kept
+
+
+def _chunks(layers: list[_Layer]) -> Iterator[list[_Layer]]:
+    """Yield layers whose Hessians fit into memory together."""
+    chunk: list[_Layer] = []
+    size = 0
+    for layer in layers:
+        need = 16 * layer.groups * layer.columns**2
+        if chunk and size + need > HESSIAN_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(layer)
+        size += need
+    if chunk:
+        yield chunk
+
+
+def _hessians(
+    model: ir.Model, layers: list[_Layer], samples: Samples
+) -> tuple[list[Floats], list[Floats]]:
+    """Return ``X^T X`` of each layer over the samples that fit and over those that judge."""
+    tapped = model.clone()
+    values = {v.name: v for v in tapped.graph.inputs}
+    values |= {out.name: out for node in tapped.graph for out in node.outputs}
+    names = list(dict.fromkeys(layer.node.inputs[0].name or "" for layer in layers))  # type: ignore[union-attr]
+    inputs = {v.name for v in tapped.graph.inputs}
+    tapped.graph.outputs.clear()
+    tapped.graph.outputs.extend(values[name] for name in names if name not in inputs)
+    session = Session(tapped, threads=1) if tapped.graph.outputs else None
+    shapes = [(layer.groups, layer.columns, layer.columns) for layer in layers]
+    fitting, judging = ([np.zeros(shape) for shape in shapes] for _ in range(2))
+    for index in range(len(samples)):
+        feeds = samples[index]
+        data: dict[str, Array] = {**feeds, **(session.run(feeds) if session else {})}
+        judges = index % 4 == 3
+        for number, layer in enumerate(layers):
+            rows = _rows(layer, data[layer.node.inputs[0].name or ""])  # type: ignore[union-attr]
+            product = np.matmul(rows.transpose(0, 2, 1), rows)
+            (judging if judges else fitting)[number] += product
+    return fitting, judging if len(samples) >= 4 else fitting
+
+
+def _rows(layer: _Layer, data: Array) -> Floats:
+    """Return a layer's inputs ``(groups, P, K)``."""
+    node = layer.node
+    if not is_op(node, "Conv"):
+        rows = data.reshape(-1, data.shape[-1]).astype(np.float64)
+        return rows[spread(len(rows), POSITIONS)][None]
+    weight = node.inputs[1]
+    assert weight is not None  # noqa: S101 - _layers saw it
+    assert weight.const_value is not None  # noqa: S101
+    kernel = weight.const_value.shape.numpy()[2:]
+    rank = len(kernel)
+    strides = list(node.attributes.get_ints("strides", [1] * rank))
+    dilations = list(node.attributes.get_ints("dilations", [1] * rank))
+    pads = list(node.attributes.get_ints("pads", [0] * 2 * rank))
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto_pad.startswith("SAME"):
+        pads = same_pads(auto_pad, data.shape[2:], kernel, strides, dilations)
+    found = patches(data, kernel, strides, pads, dilations, POSITIONS).astype(np.float64)
+    grouped = found.reshape(len(found), layer.groups, layer.columns)
+    return grouped.transpose(1, 0, 2)
+
+
+def _solved(layer: _Layer, fitting: Floats, judging: Floats) -> Rounded | None:
+    """Solve one layer; None where plain rounding is as good."""
+    value = layer.node.inputs[1]
+    assert value is not None  # noqa: S101 - _layers saw it
+    assert value.const_value is not None  # noqa: S101
+    weights = value.const_value.numpy()
+    axis = layer.tensor.axis or 0
+    high = 63 if layer.tensor.reduce_range else 127
+    rows = np.moveaxis(weights, axis, 0).reshape(layer.groups, -1, layer.columns)
+    rows = rows.astype(np.float64)
+    scales = layer.tensor.scales().astype(np.float64).reshape(layer.groups, -1)
+    plain = np.clip(np.rint(rows / scales[..., None]), -high, high)
+    solved = np.stack(
+        [round_columns(rows[g], scales[g], fitting[g], high) for g in range(layer.groups)]
+    )
+    power, *errors = (
+        sum(output_error(d[g], judging[g]) for g in range(layer.groups))
+        for d in (rows, rows - plain * scales[..., None], rows - solved * scales[..., None])
+    )
+    if power <= 0 or errors[1] >= errors[0]:
+        return None
+    moved = solved.reshape(np.moveaxis(weights, axis, 0).shape)
+    codes = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+    return Rounded(codes, errors[0] / power, errors[1] / power)
