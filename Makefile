@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+CHECK := import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name one: make PYTHON=python3.11 ...")
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO := samples/digits
 
@@ -10,18 +11,22 @@ help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 .venv/cpu: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PYTHON) -c '$(CHECK)'
+	@echo 'setting up .venv: a minute or two'
+	$(PYTHON) -m venv .venv
 	$(BIN)/$(INSTALL) -e '.[cpu]'
-	touch $@
+	@touch $@
 
 .venv/dev: .venv/cpu
 	$(BIN)/$(INSTALL) -e '.[cpu,dev]'
-	touch $@
+	@touch $@
 
 .venv-bench/done: pyproject.toml constraints.txt
-	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@$(PYTHON) -c '$(CHECK)'
+	@echo 'setting up .venv-bench with the peers: some minutes'
+	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/$(INSTALL) -e '.[cpu,dev,bench]'
-	touch $@
+	@touch $@
 
 setup: .venv/dev ## Make .venv with everything that development needs
 

@@ -4,6 +4,7 @@ from qcompile.graph.protocol import GraphPass
 from qcompile.passes.clean_up import CleanUp
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.dynamic_matmul import DynamicMatmul
+from qcompile.passes.expand_prelu import ExpandPrelu
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.flatten_tokens import FlattenTokens
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
@@ -18,6 +19,7 @@ from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.name_values import NameValues
+from qcompile.passes.pad_channels import PadChannels
 from qcompile.passes.remove_identities import RemoveIdentities
 from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
@@ -47,11 +49,16 @@ CANONICAL: tuple[GraphPass, ...] = (
 )
 
 LOWERING: dict[str, tuple[GraphPass, ...]] = {
-    "ort-cpu": (FuseSilu(), FlattenTokens(), FuseLinear(), NameValues()),
+    "ort-cpu": (FuseSilu(), ExpandPrelu(), FlattenTokens(), FuseLinear(), NameValues()),
 }
 """Target to the passes that bring the canonical graph into the form its kernels want."""
 
-QUANTIZING: tuple[GraphPass, ...] = (InsertQdq(), FenceFloatNodes(), DynamicMatmul())
+QUANTIZING: tuple[GraphPass, ...] = (
+    InsertQdq(),
+    PadChannels(),
+    FenceFloatNodes(),
+    DynamicMatmul(),
+)
 """The passes that write a plan into the graph; they take the plan as an argument."""
 
 ALL: tuple[GraphPass, ...] = (

@@ -55,10 +55,10 @@ class FlattenTokens(GraphPass):
 def _pays(region: Region) -> bool:
     """Say whether a linear layer in the region has a bias, or one before it is flat already."""
     for node, indices in region.items():
-        reader = only_consumer(node.outputs[0])
-        if is_op(node, "MatMul") and is_op(reader, "Add") and reader in region:
-            if any(is_row_constant(v, node.outputs[0]) for v in reader.inputs):
-                return True
+        result = node.outputs[0]
+        reader = only_consumer(result) if is_op(node, "MatMul") else None
+        if is_op(reader, "Add") and any(is_row_constant(v, result) for v in reader.inputs):
+            return True
         for index in indices:
             reshape = producer(node.inputs[index], "Reshape")
             if reshape is not None and producer(reshape.inputs[0], "Gemm"):
@@ -144,7 +144,7 @@ class _Flattening:
     def _reads_matrix(self, reader: ir.Node, matrix: ir.Value, tensor: ir.Value) -> bool:
         """Let a Reshape outside read the matrix, where its target does not need the tensor."""
         wanted = constant(reader.inputs[1], max_elements=16) if is_op(reader, "Reshape") else None
-        if wanted is None or reader.attributes.get_int("allowzero", 0):
+        if wanted is None or reader.attributes.get_int("allowzero", 0) == 1:
             return False
         result, sizes = reader.outputs[0], _sizes(tensor)
         if wanted.tolist() == [-1, sizes[-1]] and not result.is_graph_output():

@@ -67,7 +67,7 @@ def _is_row(bias: ir.Value, weight: ir.Value | None) -> bool:
 def _fuse(matmul: ir.Node, add: ir.Node, bias: ir.Value, names: Names) -> None:
     weight, graph = matmul.inputs[1], add.graph
     assert weight is not None and weight.shape is not None and graph is not None  # noqa: S101, PT018
-    columns = int(weight.shape[1])
+    columns = weight.shape.numpy()[1]
     if len(bias.uses()) > 1 or bias.is_graph_output() or tuple(bias.shape or ()) != (columns,):
         bias = _own_row(graph, bias, columns, names.fresh(add.outputs[0], "bias"))
     inputs = [matmul.inputs[0], weight, bias]

@@ -28,7 +28,7 @@ from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.collect import collect
 from qcompile.compare.end_to_end import compare_all
 from qcompile.compare.gates import GateResult, check_gates
-from qcompile.compare.layers import LayerError, compare_layers, compare_weights
+from qcompile.compare.layers import LayerError, compare_layers, compare_weights, worst_first
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.compare.results import Comparison
 from qcompile.data import Source, Split, split_data
@@ -317,7 +317,7 @@ class _Job:
             for name, tensor in plan.tensors.items()
             if tensor.kind == "activation" and (real := _real_name(name, made)) is not None
         }
-        return compare_layers(
+        activations = compare_layers(
             loaded.model,
             quantized,
             pairs,
@@ -325,7 +325,8 @@ class _Job:
             limit_samples=LAYERED,
             threads=self.recipe.jobs or 1,
             progress=self.clock,
-        ) + weights
+        )
+        return worst_first([*activations, *weights])
 
     def _time(self, loaded: Loaded, engine: Path, data: Split) -> Timing:
         samples = data.evaluation or data.calibration

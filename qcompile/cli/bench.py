@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from qcompile.cli.options import DATA, Debug, Json, Quiet, RecipeFile
+from qcompile.cli.options import DATA, Debug, Json, PictureRecipe, Quiet
 from qcompile.cli.screen import Screen
 from qcompile.recipe import recipe_from
 from qcompile.report.console_results import render_bench
@@ -23,7 +23,7 @@ def bench(
     models: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="ONNX files; the first is what the others are compared with.",
             show_default=False,
         ),
@@ -37,7 +37,7 @@ def bench(
             rich_help_panel=DATA,
         ),
     ] = None,
-    recipe: RecipeFile = None,
+    recipe: PictureRecipe = None,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of each session.")] = 1,
     quiet: Quiet = False,
     as_json: Json = False,

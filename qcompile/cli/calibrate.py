@@ -49,7 +49,7 @@ def calibrate(
         typer.Option(
             "--eval",
             metavar="DATA",
-            help="What builds will compare on; say it here if you will say it there.",
+            help="The samples of the builds to come to compare on: their --eval.",
             show_default="a fifth of --calib, which is then not calibrated on",
             rich_help_panel=DATA,
         ),

@@ -11,8 +11,8 @@ from qcompile.cli.options import (
     Jobs,
     Json,
     Metric,
+    PictureRecipe,
     Quiet,
-    RecipeFile,
     said,
 )
 from qcompile.cli.screen import Screen
@@ -49,7 +49,7 @@ def compare(
         ),
     ],
     metric: Metric = None,
-    recipe: RecipeFile = None,
+    recipe: PictureRecipe = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
     as_json: Json = False,

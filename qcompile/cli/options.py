@@ -34,8 +34,9 @@ Calib = Annotated[
 CalibMethod = Annotated[
     Method | None,
     typer.Option(
-        help="How a range is found; auto measures all on real activations and keeps the best "
-        "for each tensor.",
+        metavar="METHOD",
+        help="How a range is found: minmax, percentile, mse, entropy, or auto, which measures all "
+        "on real activations and keeps the best for each tensor.",
         show_default="auto",
         rich_help_panel=DATA,
     ),
@@ -58,6 +59,15 @@ RecipeFile = Annotated[
         rich_help_panel=PRECISION,
     ),
 ]
+PictureRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE.toml",
+        help="A recipe whose [preprocess] says how pictures become inputs.",
+        rich_help_panel=DATA,
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option(
@@ -71,8 +81,9 @@ CpuOption = Annotated[
     Cpu | None,
     typer.Option(
         "--cpu",
-        help="Instruction set to build for: it decides the code types and whether weights keep "
-        "to 7 bits.",
+        metavar="NAME",
+        help="Instruction set to build for: avx2, avx512, vnni or arm. It decides the code types "
+        "and whether weights keep to 7 bits.",
         show_default="this host's",
         rich_help_panel=PRECISION,
     ),

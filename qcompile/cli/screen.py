@@ -38,7 +38,11 @@ class Screen:
         if self._as_json:
             sys.stdout.write(json_text(result))
         elif not self._quiet:
-            console().print(render(result))
+            out = console()
+            with out.capture() as captured:
+                out.print(render(result))
+            shown = (line.rstrip() for line in captured.get().splitlines())
+            sys.stdout.write("\n".join([*shown, ""]))
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -122,7 +122,8 @@ class _Selector:
         rule = self._rule(node)
         if rule is None or rule.role is not Role.WEIGHTED:
             return False
-        reason = _unsupported(node, rule) or self._wish(node)
+        slow = self.target.slow_convolutions.get(convolution_kind(node), "")
+        reason = _unsupported(node, rule) or self._wish(node) or slow
         if reason:
             self.reasons[_name(node)] = reason
         return not reason
@@ -323,6 +324,20 @@ def _unsupported(node: ir.Node, rule: OperatorRule) -> str:
     if node.op_type == "Slice" and not all(is_constant(v) for v in node.inputs[1:] if v):
         return "its bounds are computed at run time"
     return ""
+
+
+def convolution_kind(node: ir.Node) -> str:
+    """Return dense, grouped, depthwise or ragged depthwise for a Conv; nothing for other nodes."""
+    weight = node.inputs[1] if node.op_type == "Conv" else None
+    if weight is None or weight.shape is None:
+        return ""
+    group = node.attributes.get_int("group", 1)
+    if group == 1:
+        return "dense"
+    outputs, inputs = weight.shape[0], weight.shape[1]
+    if inputs != 1 or outputs != group:
+        return "grouped"
+    return "depthwise" if group % 16 == 0 else "ragged depthwise"
 
 
 def _unsupported_form(node: ir.Node, weight: ir.Value | None) -> str:

@@ -1,5 +1,6 @@
 """A report as a person reads it in a terminal: one labelled paragraph a section."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
@@ -13,15 +14,21 @@ from qcompile.report.schema import (
     FloatNode,
     Gate,
     LayerRow,
+    ModelFacts,
     OutputRow,
     PlanSummary,
     Report,
     Score,
 )
+from qcompile.report.wrapped import Wrapped
 
 WORST = 8
 REASONS = 12
 OUTPUTS = 8
+MISSING = 6
+
+_LONE_NAME = re.compile(r"^(its input|inside \w+) \S+?( is float$|: )")
+"""What differs between nodes with the same reason."""
 
 Paragraph = tuple[str, RenderableType | None]
 """Label and content; no content, no paragraph."""
@@ -60,8 +67,8 @@ def paragraphs(content: Iterable[Paragraph]) -> RenderableType:
 
 
 def lines(*content: str) -> RenderableType | None:
-    """Return one line of text under another; None without any."""
-    rows = [Text(text.plain(line)) for line in content if line]
+    """Return one paragraph of text under another; None without any."""
+    rows = [Wrapped(line) for line in content if line]
     return Group(*rows) if rows else None
 
 
@@ -70,9 +77,11 @@ def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], left: int) -
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for index, name in enumerate(header):
         is_text = index >= len(header) - left
-        grid.add_column(name, justify="left" if is_text else "right", overflow="fold")
+        grid.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for row in rows:
-        grid.add_row(*(text.plain(cell) for cell in row))
+        numbers, texts = row[: len(row) - left], row[len(row) - left :]
+        cells = (cell.replace(text.KEEP, " ") for cell in numbers)
+        grid.add_row(*cells, *(Wrapped(cell) for cell in texts))
     return grid
 
 
@@ -85,31 +94,42 @@ def plan_lines(plan: PlanSummary) -> RenderableType | None:
     share = f", {text.percent(plan.int8_share)} of the arithmetic" if plan.int8_share else ""
     host = f", built on {plan.host_cpu}" if plan.host_cpu not in {"", plan.cpu} else ""
     covered = {
-        op: f"{op} {sum(c.values()) - c.get('float', 0)} of {sum(c.values())}"
+        op: share_of(op, sum(c.values()) - c.get("float", 0), sum(c.values()))
         for op, c in plan.by_op.items()
         if sum(c.values()) > c.get("float", 0)
     }
     return lines(
         f"{plan.scheme} for {plan.target} ({plan.cpu}{host}): "
-        f"{quantized:,} of {text.counted(total, 'node')} in int8{share}",
-        ", ".join(covered.values()),
-        f"quantized tensors: {text.listed(plan.tensors)}" if plan.tensors else "",
+        f"{quantized:,} of {text.counted(total, 'node')}{share}",
+        f"operators: {', '.join(covered.values())}" if covered else "",
+        f"tensors: {text.listed(plan.tensors)}" if plan.tensors else "",
     )
 
 
+def share_of(name: str, part: int, whole: int) -> str:
+    """Return ``Conv 3 of 4``, kept in one line; ``Conv 4`` for all of them."""
+    if part == whole:
+        return f"{name}{text.KEEP}{whole}"
+    return text.KEEP.join([name, str(part), "of", str(whole)])
+
+
 def float_table(nodes: tuple[FloatNode, ...]) -> RenderableType | None:
-    """Return the nodes that stay in float, grouped by reason, the most frequent first."""
+    """Return the nodes that stay in float by reason, the most frequent first, with operators."""
     if not nodes:
         return None
     by_reason: dict[str, Counter[str]] = defaultdict(Counter)
     for node in nodes:
-        by_reason[node.reason][node.op] += 1
+        by_reason[_LONE_NAME.sub(r"\1\2", node.reason)][node.op] += 1
     order = sorted(by_reason.items(), key=lambda item: (-item[1].total(), item[0]))
-    rows = [(str(ops.total()), reason, text.listed(ops)) for reason, ops in order[:REASONS]]
-    grid = table(("nodes", "reason", "operators"), rows, left=2)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(justify="right")
+    for reason, ops in order[:REASONS]:
+        operators = Wrapped(text.listed(ops), "dim")
+        grid.add_row(str(ops.total()), Group(Wrapped(reason), operators))
     more = len(order) - REASONS
-    rest = lines(f"and {text.counted(more, 'other reason')}" if more > 0 else "")
-    return grid if rest is None else Group(grid, rest)
+    if more > 0:
+        grid.add_row("", f"and {more} more: plan.json has all")
+    return grid
 
 
 def comparison_lines(
@@ -127,16 +147,7 @@ def comparison_lines(
     unseen = "" if seen else " that calibration did not see"
     head = f"on {text.counted(engine.samples, 'sample')}{unseen}; [95 % interval]"
     parts: list[RenderableType | None] = [lines(head), _outputs(engine, simulated)]
-    parts.append(
-        lines(
-            *(
-                f"{a.name} agreement with the float model {text.percent(a.share)} "
-                f"{_percent_interval(a.interval)}"
-                for a in engine.agreements
-            )
-        )
-    )
-    parts.append(lines(*(_score(s) for s in engine.scores)))
+    parts.append(_decisions(engine))
     parts.append(lines(*engine.notes))
     return Group(*(part for part in parts if part is not None))
 
@@ -147,7 +158,7 @@ def notice_lines(notices: tuple[str, ...]) -> RenderableType | None:
         return None
     grid = Table.grid(padding=(0, 1, 0, 0))
     for notice in notices:
-        grid.add_row("-", text.plain(notice))
+        grid.add_row("-", Wrapped(notice))
     return grid
 
 
@@ -157,15 +168,22 @@ def _model(report: Report) -> RenderableType | None:
         return None
     moved = ""
     if canonical.relative_l2 is not None:
-        moved = (
-            f"; outputs moved by {text.number(canonical.relative_l2, '.1e')} (relative L2, "
-            f"{text.counted(canonical.samples, 'sample')})"
-        )
+        moved = f"; outputs moved by {canonical.relative_l2:.1e} (relative L2)"
+        if canonical.relative_l2 == 0:
+            moved = "; outputs unchanged, bit for bit"
     nodes = sum(model.operators.values())
     return lines(
-        f"{model.path}: opset {model.opset}, {text.counted(model.nodes, 'node')}, "
-        f"{text.counted(model.parameters, 'parameter')}, {text.size(model.bytes)}",
-        f"canonical graph: {text.counted(nodes, 'node')}{moved}" if nodes else "",
+        model.path,
+        model_line(model),
+        f"cleaned up: {text.counted(nodes, 'node')}{moved}" if nodes else "",
+    )
+
+
+def model_line(model: ModelFacts) -> str:
+    """Return opset and sizes."""
+    return (
+        f"opset{text.KEEP}{model.opset}, {text.counted(model.nodes, 'node')}, "
+        f"{text.counted(model.parameters, 'parameter')}, {text.size(model.bytes)}"
     )
 
 
@@ -175,7 +193,7 @@ def _data(report: Report) -> RenderableType | None:
     asked = f"{data.calibration}: {used} of {data.found:,}" if data.calibration else ""
     compared = text.counted(data.evaluation_samples, "sample")
     if data.held_back:
-        return lines(f"{asked}; {compared} held back for the comparison")
+        return lines(asked, f"{compared} held back for the comparison")
     return lines(asked, f"{data.evaluation}: {compared} compared" if data.evaluation else "")
 
 
@@ -184,10 +202,10 @@ def _calibration(report: Report) -> RenderableType | None:
     if summary is None:
         return None
     reused = f", {summary.reused} from the cache" if summary.reused else ""
-    chosen = f"; chosen: {text.listed(summary.chosen)}" if summary.chosen else ""
     return lines(
-        f"method {summary.method}: {text.counted(summary.tensors, 'tensor')}{reused}"
-        f"{chosen}; {text.seconds(summary.seconds)}"
+        f"method {summary.method}, {text.counted(summary.tensors, 'tensor')}{reused}, "
+        f"{text.seconds(summary.seconds)}",
+        f"chosen: {text.listed(summary.chosen)}" if summary.chosen else "",
     )
 
 
@@ -195,12 +213,16 @@ def _kernels(report: Report) -> RenderableType | None:
     kernels = report.kernels
     if not kernels.expected and not kernels.obtained:
         return None
-    names = sorted(kernels.expected | kernels.obtained)
-    rows = [f"{n} {kernels.obtained.get(n, 0)} of {kernels.expected.get(n, 0)}" for n in names]
-    missing = ", ".join(kernels.missing)
+    expected, obtained = kernels.expected, kernels.obtained
+    names = sorted(expected | obtained, key=lambda name: (-expected.get(name, 0), name))
+    rows = [share_of(n, obtained.get(n, 0), expected.get(n, 0)) for n in names]
+    whole, part = sum(expected.values()), sum(obtained.values())
+    verdict = f"all {whole:,}" if part == whole else f"{part:,} of {whole:,}"
+    more = len(kernels.missing) - MISSING
+    missing = [*kernels.missing[:MISSING], *([f"and {more} more"] if more > 0 else [])]
     return lines(
-        f"int8 kernels obtained, of those expected: {', '.join(rows)}",
-        f"planned in int8, run in float: {missing}" if missing else "",
+        f"{verdict} expected int8 kernels run: {', '.join(rows)}",
+        f"planned in int8, run otherwise: {', '.join(missing)}" if missing else "",
     )
 
 
@@ -239,14 +261,41 @@ def _percent_interval(ends: tuple[float | None, float | None] | None) -> str:
     return text.interval((low, high), ".2f")
 
 
-def _score(score: Score) -> str:
-    note = f" ({score.note})" if score.note else ""
-    return (
-        f"{score.name}: float {text.number(score.float_value)}, "
-        f"engine {text.number(score.engine_value)}, "
-        f"difference {text.number(score.difference, '+.3g')} "
-        f"{text.interval(score.interval, '+.3g')}{note}"
+def _decisions(engine: ComparisonSection) -> RenderableType:
+    """Return agreements, then scores as a table; outputs are named where there are several."""
+    outputs = {a.output for a in engine.agreements} | {s.output for s in engine.scores}
+    several = len(outputs - {""}) > 1
+    agreements = lines(
+        *(
+            f"{a.name} agreement with the float model{_of(a.output, several=several)} "
+            f"{text.percent(a.share)} {_percent_interval(a.interval)}"
+            for a in engine.agreements
+        )
     )
+    rows = [_score(score, several=several) for score in engine.scores]
+    header = ("float", "engine", "difference", "", "score")
+    parts = [agreements, table(header, rows, left=1) if rows else None]
+    return Group(*(part for part in parts if part is not None))
+
+
+def _score(score: Score, *, several: bool) -> tuple[str, ...]:
+    note = f" ({score.note})" if score.note else ""
+    shares = score.name.endswith("accuracy")
+    show = text.percent if shares else text.number
+    factor = 100 if shares else 1
+    ends = score.interval and tuple(None if e is None else factor * e for e in score.interval)
+    difference = None if score.difference is None else factor * score.difference
+    return (
+        show(score.float_value),
+        show(score.engine_value),
+        text.number(difference, "+.2f" if shares else "+.3g"),
+        text.interval((ends[0], ends[1]), "+.2f" if shares else "+.3g") if ends else "",
+        f"{score.name}{_of(score.output, several=several)}{note}",
+    )
+
+
+def _of(output: str, *, several: bool) -> str:
+    return f" of {output}" if several and output else ""
 
 
 def _layers(layers: tuple[LayerRow, ...]) -> RenderableType | None:
@@ -269,8 +318,9 @@ def _speed(report: Report) -> RenderableType | None:
     return lines(
         f"float {text.milliseconds(speed.float_ms)}, engine "
         f"{text.milliseconds(speed.engine_ms)}: {text.times(speed.ratio)} as fast "
-        f"{text.interval(speed.interval)}, {text.counted(speed.threads, 'thread')}, "
-        f"{text.counted(speed.pairs, 'pair')} of runs in turn"
+        f"{text.interval(speed.interval)}",
+        f"{text.counted(speed.threads, 'thread')}, "
+        f"{text.counted(speed.pairs, 'pair')} of runs in turn",
     )
 
 
@@ -278,7 +328,7 @@ def _size(report: Report) -> RenderableType | None:
     before, after = report.model.bytes, report.engine_bytes()
     if not before or not after:
         return None
-    return lines(f"{text.size(before)} -> {text.size(after)} ({after / before:.0%})")
+    return lines(f"{text.size(before)} to {text.size(after)} ({after / before:.0%})")
 
 
 def _gates(gates: tuple[Gate, ...]) -> RenderableType | None:
@@ -289,10 +339,13 @@ def _gates(gates: tuple[Gate, ...]) -> RenderableType | None:
         limit = "at most" if gate.name.startswith("max-") else "at least"
         grid.add_row(
             Text("passed", "green") if gate.passed else Text("MISSED", "bold red"),
-            text.plain(gate.name),
-            f"{limit} {text.number(gate.wanted)}",
-            f"measured {text.number(gate.measured)} {text.interval(gate.interval)}",
-            text.plain(gate.note),
+            Group(
+                Wrapped(
+                    f"{gate.name} {limit} {text.number(gate.wanted)}: measured "
+                    f"{text.number(gate.measured)} {text.interval(gate.interval)}"
+                ),
+                *([] if gate.passed or not gate.note else [Wrapped(gate.note)]),
+            ),
         )
     return grid
 
@@ -300,8 +353,8 @@ def _gates(gates: tuple[Gate, ...]) -> RenderableType | None:
 def _bundle(report: Report) -> RenderableType | None:
     if report.output is None:
         return None
-    where = Text(text.plain(report.output), "bold")
+    where = Wrapped(report.output, "bold")
     if report.status == "gate failed":
         return Group(where, Text("a gate was missed: the engine was not put in place", "bold red"))
-    files = ", ".join(f"{a.path} {text.size(a.bytes)}" for a in report.artifacts)
+    files = ", ".join(f"{a.path}{text.KEEP}{text.size(a.bytes)}" for a in report.artifacts)
     return Group(*(part for part in (where, lines(files)) if part is not None))

@@ -7,6 +7,7 @@ from qcompile.report.console import (
     comparison_lines,
     float_table,
     lines,
+    model_line,
     notice_lines,
     paragraphs,
     plan_lines,
@@ -23,7 +24,7 @@ from qcompile.report.results import (
     TargetEntry,
     TargetList,
 )
-from qcompile.report.schema import ModelFacts, PortFacts
+from qcompile.report.schema import PortFacts
 
 
 def render_calibration(result: CalibrationReport) -> RenderableType:
@@ -72,7 +73,7 @@ def render_inspection(result: Inspection) -> RenderableType:
     weights = f"{text.size(before)} in float, about {text.size(after)} planned" if before else ""
     return paragraphs(
         [
-            ("model", lines(_facts(model))),
+            ("model", lines(model.path, model_line(model))),
             ("ports", table(("", "type", "shape", "name"), ports, left=4) if ports else None),
             ("operators", lines(text.listed(model.operators))),
             ("weights", lines(weights)),
@@ -103,13 +104,6 @@ def render_bench(result: BenchReport) -> RenderableType:
             ("how", lines(f"{result.cpu}, {text.counted(result.threads, 'thread')}", caveat)),
             ("notices", notice_lines(result.notices)),
         ]
-    )
-
-
-def _facts(model: ModelFacts) -> str:
-    return (
-        f"{model.path}: opset {model.opset}, {text.counted(model.nodes, 'node')}, "
-        f"{text.counted(model.parameters, 'parameter')}, {text.size(model.bytes)}"
     )
 
 

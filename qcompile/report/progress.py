@@ -9,14 +9,31 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from qcompile.progress import Silent
 from qcompile.report import text
+
+
+class _Time(ProgressColumn):
+    """The time left of a running stage, the time taken of a finished one."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        if task.finished:
+            return Text(f"in {_clock(task.finished_time)}")
+        return Text(f"{_clock(task.time_remaining)} left" if task.time_remaining else "")
+
+
+def _clock(seconds: float | None) -> str:
+    minutes, rest = divmod(round(seconds or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class ConsoleProgress(Silent):
@@ -36,8 +53,7 @@ class ConsoleProgress(Silent):
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Time(),
             console=console,
             transient=True,
         )
@@ -79,5 +95,5 @@ class ConsoleProgress(Silent):
             self._ended.discard(stage)
         if done >= total > 0 and stage not in self._ended:
             self._ended.add(stage)
-            taken = text.seconds(time.monotonic() - self._started[stage])
+            taken = text.seconds(time.monotonic() - self._started[stage]).replace(text.KEEP, " ")
             self._console.print(f"{text.plain(stage)}: {total} in {taken}", soft_wrap=True)

@@ -141,4 +141,9 @@ ORT_CPU = Target(
         "Einsum": "no int8 kernel",
         "Gather": "a table lookup; quantizing it saves no time",
     },
+    slow_convolutions={
+        "grouped": "the int8 kernel of grouped convolutions is slower than float (0.2 to 0.9 times)",
+        "ragged depthwise": "the int8 depthwise kernel takes multiples of 16 channels; others are "
+        "slower than float",
+    },
 )

@@ -78,6 +78,8 @@ class Target:
         static: Operator rules of scheme int8.
         dynamic: Operator rules of scheme int8-dynamic.
         costs: Operators that only lose by int8 here, with the measured reason.
+        slow_convolutions: Kinds of convolution (``grouped``, ``ragged depthwise``: channels that
+            are no multiple of 16) whose int8 kernel is slower than float, with the reason.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Target:
     static: Mapping[str, OperatorRule]
     dynamic: Mapping[str, OperatorRule]
     costs: Mapping[str, str]
+    slow_convolutions: Mapping[str, str]
 
     def rules(self, scheme: str) -> Mapping[str, OperatorRule]:
         """Return the operator rules of a scheme."""

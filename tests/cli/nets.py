@@ -11,6 +11,12 @@ DIGITS = Path(__file__).resolve().parents[2] / "samples" / "digits"
 """The sample of the repository: Conv, BatchNormalization, Relu, residual Add, MaxPool, Gemm."""
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what an archive holds, and close it."""
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
 def perceptron(
     width: int, *, layers: int = 3, op: str = "Relu", domain: str = ""
 ) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from tests.cli.conftest import Ended, Run
-from tests.cli.nets import DIGITS, perceptron, write_data
+from tests.cli.nets import DIGITS, arrays, perceptron, write_data
 
 MODEL, CALIB, EVAL = DIGITS / "digits.onnx", DIGITS / "calib.npz", DIGITS / "eval.npz"
 
@@ -20,11 +20,12 @@ Build = Callable[..., Ended]
 
 @pytest.fixture
 def build(run: Run) -> Build:
-    """Build the digits model into ``out``; whether it is faster here does not matter."""
+    """Build the digits model into ``out``, fast or slow; ``quick`` judges no layer."""
 
-    def command(*arguments: str | Path, output: str = "out") -> Ended:
+    def command(*arguments: str | Path, output: str = "out", quick: bool = True) -> Ended:
         return run(
             *("build", MODEL, "--calib", CALIB, "--allow-slower", "--quiet", "--json"),
+            *(["--no-keep-accuracy"] if quick else []),
             *("-o", output, *arguments),
         )
 
@@ -50,7 +51,7 @@ def kernels(report: Any) -> dict[str, int]:
 
 
 def test_bundle_report_and_engine(build: Build, tmp_path: Path) -> None:
-    report = built(build("--eval", EVAL))
+    report = built(build("--eval", EVAL, quick=False))
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "manifest.json",
@@ -69,10 +70,12 @@ def test_bundle_report_and_engine(build: Build, tmp_path: Path) -> None:
     assert top["engine_value"] >= top["float_value"] - 0.01
     assert report["simulated"]["samples"] == report["engine"]["samples"] == 597
     assert {row["kind"] for row in report["layers"]} == {"activation", "weight"}
+    noise = [row["sqnr_db"] for row in report["layers"] if not row["identical"]]
+    assert noise == sorted(noise)
     assert report["speed"]["ratio"] > 0
 
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-    data = np.load(EVAL)
+    data = arrays(EVAL)
     (logits,) = session.run(None, {"image": data["image"]})
     assert np.mean(logits.argmax(1) == data["label"]) > 0.95
 
@@ -88,11 +91,11 @@ def test_manifest_tells_what_it_was_made_from(build: Build, tmp_path: Path) -> N
 
 
 def test_same_inputs_give_the_same_bytes(build: Build, run: Run, tmp_path: Path) -> None:
-    built(build("--jobs", "1"))
+    built(build("--jobs", "1", quick=False))
     cache = tmp_path.with_name(f"{tmp_path.name}-cache")
     for entry in cache.iterdir():
         entry.unlink()
-    built(build("--jobs", "2", output="again"))
+    built(build("--jobs", "2", output="again", quick=False))
     for name in ("model.onnx", "plan.json"):
         first = (tmp_path / "out" / name).read_bytes()
         assert first == (tmp_path / "again" / name).read_bytes(), name
@@ -116,7 +119,7 @@ def test_output_has_a_default(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "minmax", "percentile", "mse", "entropy"])
 def test_each_calibration_method(build: Build, method: str) -> None:
-    report = built(build("--calib-method", method, "--no-keep-accuracy"))
+    report = built(build("--calib-method", method))
     assert report["calibration"]["method"] == method
     if method != "auto":
         assert set(report["calibration"]["chosen"]) == {method}
@@ -136,7 +139,7 @@ def test_optimized_model_runs(build: Build, tmp_path: Path) -> None:
     report = built(build("--optimized"))
     file = tmp_path / "out" / "model.optimized.onnx"
     assert file.name in {artifact["path"] for artifact in report["artifacts"]}
-    images = np.load(EVAL)["image"][:8]
+    images = arrays(EVAL)["image"][:8]
     outputs = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
             None, {"image": images}
@@ -170,7 +173,7 @@ def test_dump_passes(build: Build, tmp_path: Path) -> None:
 def test_wishes_are_float_with_the_reason(
     build: Build, arguments: tuple[str, ...], nodes: set[str], reason: str
 ) -> None:
-    report = built(build(*arguments, "--no-keep-accuracy"))
+    report = built(build(*arguments))
     found = in_float(report)
     assert nodes <= found.keys()
     assert all(reason in found[name] for name in nodes)
@@ -211,7 +214,7 @@ def test_plan_comes_back_unchanged(build: Build, tmp_path: Path) -> None:
 
 
 def test_plan_edited_by_hand_is_followed(build: Build, tmp_path: Path) -> None:
-    before = built(build("--no-keep-accuracy"))
+    before = built(build())
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     plan["nodes"]["/conv2"] |= {"precision": "float", "reason": "by hand"}
     (tmp_path / "edited.json").write_text(json.dumps(plan))
@@ -363,10 +366,10 @@ def test_dynamic_compares_on_data_that_is_given(run: Run, tmp_path: Path) -> Non
 
 
 def test_second_build_reuses_statistics(build: Build) -> None:
-    first = built(build("--no-keep-accuracy"))["calibration"]
+    first = built(build())["calibration"]
     assert first["reused"] == 0
     for method in ("mse", "minmax"):
-        again = built(build("--calib-method", method, "--no-keep-accuracy", output=method))
+        again = built(build("--calib-method", method, output=method))
         assert again["calibration"]["reused"] == again["calibration"]["tensors"] > 0
 
 
@@ -375,13 +378,13 @@ def test_calibrate_prepares_a_build(run: Run, build: Build) -> None:
     first = run("calibrate", *common).json()
     assert (first["samples"], first["found"], first["reused"]) == (160, 200, 0)
     assert run("calibrate", *common).json()["reused"] == len(first["tensors"]) > 0
-    assert built(build("--no-keep-accuracy"))["calibration"]["reused"] == len(first["tensors"])
+    assert built(build())["calibration"]["reused"] == len(first["tensors"])
 
 
 def test_calibrate_with_eval_prepares_a_build_with_eval(run: Run, build: Build) -> None:
     first = run("calibrate", MODEL, "--calib", CALIB, "--eval", EVAL, "--json", "-q").json()
     assert first["samples"] == 200
-    report = built(build("--eval", EVAL, "--no-keep-accuracy"))
+    report = built(build("--eval", EVAL))
     assert report["calibration"]["reused"] == len(first["tensors"])
 
 
@@ -414,7 +417,7 @@ def test_compare_with_a_metric(run: Run, tmp_path: Path) -> None:
 
 
 def test_inspect_agrees_with_a_build(run: Run, build: Build) -> None:
-    report = built(build("--no-keep-accuracy"))
+    report = built(build())
     seen = run("inspect", MODEL, "--json", "-q").json()
     assert seen["model"] == report["model"]
     for key in ("nodes", "by_op", "tensors", "float_nodes", "int8_share"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.nets import DIGITS
+from tests.cli.nets import DIGITS, arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 3000
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with so much data that the histograms take seconds."""
-    images = np.load(DIGITS / "calib.npz")["image"]
+    images = arrays(DIGITS / "calib.npz")["image"]
     rng = np.random.default_rng(0)
     repeated = images[rng.integers(0, len(images), SAMPLES)]
     noisy = np.clip(repeated + rng.normal(0, 0.02, repeated.shape), 0, 1)

@@ -22,8 +22,8 @@ from qcompile.report.results import (
     Inspection,
     TensorRow,
 )
-from qcompile.report.schema import Report
-from qcompile.report.text import size
+from qcompile.report.schema import FloatNode, PlanSummary, Report
+from qcompile.report.text import KEEP, size
 from tests.report.examples import EVERYTHING, SOFTMAX
 
 
@@ -36,24 +36,27 @@ def shown(content: RenderableType, width: int = 120) -> str:
 @pytest.mark.parametrize(
     "fact",
     [
-        "net.onnx: opset 17, 124 nodes, 269,722 parameters, 1.1 MB",
-        "3.1e-07 (relative L2, 4 samples)",
-        "calib/: 410 samples of 512; 102 samples held back",
-        "method auto: 31 tensors, 31 from the cache; chosen: mse 20, minmax 11",
-        "int8 for ort-cpu (vnni, built on avx2): 27 of 30 nodes in int8, 99.10 %",
-        "Add 8 of 9, Conv 19 of 19",
+        "opset 17, 124 nodes, 269,722 parameters, 1.1 MB",
+        "cleaned up: 30 nodes; outputs moved by 3.1e-07 (relative L2)",
+        "calib/: 410 samples of 512",
+        "102 samples held back",
+        "method auto, 31 tensors, 31 from the cache, 3.1 s",
+        "chosen: mse 20, minmax 11",
+        "int8 for ort-cpu (vnni, built on avx2): 27 of 30 nodes, 99.10 %",
+        "Add 8 of 9, Conv 19",
         SOFTMAX,
         "left out by --exclude",
-        "com.microsoft::QLinearConv 18 of 19",
-        "planned in int8, run in float: /layer1/conv",
+        "18 of 19 expected int8 kernels run: com.microsoft::QLinearConv 18 of 19",
+        "planned in int8, run otherwise: /layer1/conv",
         "31.2 dB  [30.8, 31.7]    35.8 dB  0.99932",
         "equal, bit for bit",
         "top-1 agreement with the float model 98.00 % [95.00, 99.00]",
-        "top-1 accuracy: float 0.8065, engine 0.8055, difference -0.001 [-0.004, +0.002]",
+        "80.65 %  80.55 %       -0.10  [-0.40, +0.20]  top-1 accuracy",
         "19.1 dB  activation  Conv  conv_out",
-        "float 1.2 ms, engine 0.401 ms: 2.99x as fast [2.9, 3.1], 1 thread",
-        "1.1 MB -> 325.0 kB (30%)",
-        "at least 40  measured 31.23",
+        "float 1.2 ms, engine 0.401 ms: 2.99x as fast [2.9, 3.1]",
+        "1 thread, 40 pairs",
+        "1.1 MB to 325.0 kB (30%)",
+        "MISSED  min-sqnr at least 40: measured 31.23",
         "clip [0, 6] was widened",
         "/builds/net-int8-ort-cpu",
     ],
@@ -142,7 +145,7 @@ def test_other_answers_tell(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000_000, "2.5 GB")]
 )
 def test_sizes(count: int, text: str) -> None:
-    assert size(count) == text
+    assert size(count).replace(KEEP, " ") == text
 
 
 def test_progress_without_a_terminal_is_a_line_a_stage() -> None:
@@ -177,3 +180,22 @@ def test_progress_on_a_terminal_shows_bars() -> None:
         progress.step("calibrate", 1, 3)
         progress.step("calibrate", 2, 3)
     assert "2/3" in file.getvalue()
+
+
+def test_reasons_that_differ_in_a_name_are_one_line() -> None:
+    nodes = tuple(
+        FloatNode(name=f"n{i}", op="Reshape", reason=reason)
+        for i, reason in enumerate(
+            [
+                "its input /a/b is float",
+                "its input c is float",
+                "inside If /x: control flow stays in float",
+                "inside If /y: control flow stays in float",
+                "no int8 kernel",
+            ]
+        )
+    )
+    text = shown(render(Report(plan=PlanSummary(float_nodes=nodes))))
+    assert "2  its input is float" in text
+    assert "2  inside If: control flow stays in float" in text
+    assert text.count("Reshape 2") == 2
