@@ -19,6 +19,7 @@ from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.name_values import NameValues
+from qcompile.passes.own_constants import OwnConstants
 from qcompile.passes.pad_channels import PadChannels
 from qcompile.passes.remove_identities import RemoveIdentities
 from qcompile.passes.settle_reshapes import SettleReshapes
@@ -49,7 +50,14 @@ CANONICAL: tuple[GraphPass, ...] = (
 )
 
 LOWERING: dict[str, tuple[GraphPass, ...]] = {
-    "ort-cpu": (FuseSilu(), ExpandPrelu(), FlattenTokens(), FuseLinear(), NameValues()),
+    "ort-cpu": (
+        FuseSilu(),
+        ExpandPrelu(),
+        FlattenTokens(),
+        FuseLinear(),
+        OwnConstants(),
+        NameValues(),
+    ),
 }
 """Target to the passes that bring the canonical graph into the form its kernels want."""
 

@@ -83,9 +83,10 @@ def _fence(graph: ir.Graph, names: Names, node: ir.Node) -> None:
 def _channels(node: ir.Node) -> int:
     weight = node.inputs[1]
     assert weight is not None  # noqa: S101 - the pattern has one
-    assert weight.shape is not None  # noqa: S101 - initializers have shapes
+    assert weight.const_value is not None  # noqa: S101
+    shape = weight.const_value.shape.numpy()
     if node.op_type == "Conv":
-        return int(weight.shape[0])
+        return int(shape[0])
     if node.op_type == "ConvTranspose":
-        return int(weight.shape[1]) * node.attributes.get_int("group", 1)
-    return int(weight.shape[0 if node.attributes.get_int("transB", 0) else 1])
+        return int(shape[1]) * node.attributes.get_int("group", 1)
+    return int(shape[0 if node.attributes.get_int("transB", 0) else 1])

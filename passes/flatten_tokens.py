@@ -88,6 +88,8 @@ class _Flattening:
                     node.replace_input_with(index, self._matrix(value, node))
                 elif value is not None and value.shape is not None and len(value.shape) > 2:
                     node.replace_input_with(index, self._row(value))
+            if "axis" in node.attributes:
+                node.attributes.add(ir.AttrInt64("axis", -1))
             self._leave(node)
 
     def _matrix(self, value: ir.Value, reader: ir.Node) -> ir.Value:

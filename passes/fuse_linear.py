@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_initializer, lazy_tensor, remove_dead, take_over
+from qcompile.graph.edit import Names, remove_dead, take_over
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.graph.walk import is_constant, is_op, only_consumer
 
@@ -21,7 +20,7 @@ class FuseLinear(GraphPass):
     is float and no integer kernel takes it. A Gemm in the file has its bias rounded to int32.
 
     Before: ``y = Add(MatMul(x, W), b)``, x and W matrices, W and b constant, b one row.
-    After:  ``y = Gemm(x, W, b)``; b has shape (N) and no other reader.
+    After:  ``y = Gemm(x, W, b)``.
     Visits: the main graph. Leaves: x of any other rank, which ``flatten-tokens`` turns to matrices.
     """
 
@@ -65,24 +64,7 @@ def _is_row(bias: ir.Value, weight: ir.Value | None) -> bool:
 
 
 def _fuse(matmul: ir.Node, add: ir.Node, bias: ir.Value, names: Names) -> None:
-    weight, graph = matmul.inputs[1], add.graph
-    assert weight is not None and weight.shape is not None and graph is not None  # noqa: S101, PT018
-    columns = weight.shape.numpy()[1]
-    if len(bias.uses()) > 1 or bias.is_graph_output() or tuple(bias.shape or ()) != (columns,):
-        bias = _own_row(graph, bias, columns, names.fresh(add.outputs[0], "bias"))
-    inputs = [matmul.inputs[0], weight, bias]
-    gemm = ir.node("Gemm", inputs, name=names.fresh(matmul, "gemm"))
-    graph.insert_before(add, gemm)
+    gemm = ir.node("Gemm", [*matmul.inputs, bias], name=names.fresh(matmul, "gemm"))
+    matmul.graph.insert_before(add, gemm)  # type: ignore[union-attr]
     take_over(gemm.outputs[0], add.outputs[0])
     remove_dead([matmul, add])
-
-
-def _own_row(graph: ir.Graph, bias: ir.Value, columns: int, name: str) -> ir.Value:
-    """Return a copy of a bias as (N): the codes of a bias belong to one weight."""
-    tensor = ir.convenience.get_const_tensor(bias)
-    assert tensor is not None  # noqa: S101 - it is constant
-
-    def compute() -> np.ndarray:
-        return np.broadcast_to(tensor.numpy().reshape(-1), (columns,))
-
-    return add_initializer(graph, lazy_tensor(name, tensor.dtype, [columns], compute))

@@ -25,7 +25,7 @@ class FuseSilu(GraphPass):
     """
 
     name: ClassVar[str] = "fuse-silu"
-    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED})
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.TYPED})
     effect: ClassVar[Effect] = Effect.REASSOCIATES
 
     def rewrite(self, model: ir.Model) -> bool:

@@ -1,4 +1,4 @@
-"""The flow, one way: source, canonical graph, statistics, plan, rewritten graph, engine, comparison.
+"""The flow, one way: source, graph, statistics, plan, rewritten graph, engine, comparison.
 
 Only this file, with ``frontend`` and ``data``, joins the stages; none of them imports another.
 """
@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from qcompile.bundle import (
     REPORT,
     Bundle,
     Manifest,
+    Status,
     default_output,
     open_bundle,
     versions,
@@ -37,6 +38,7 @@ from qcompile.errors import GateError, ModelError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, load
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
+from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
@@ -44,24 +46,25 @@ from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.plan import Plan, read_plan
 from qcompile.planning.plan import (
     PROBED,
+    Planner,
     activations_of,
     check_plan,
     codes_of,
-    make_plan,
     wishes_of,
 )
-from qcompile.planning.select import select
+from qcompile.planning.select import select, unmatched
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Cpu, Recipe
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import CalibrationSummary, Canonicalization, Report
+from qcompile.report.schema import Canonicalization, Report
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session, kernel_nodes
 from qcompile.runtime.timing import Timing, time_pair
 from qcompile.samples import Array, Feeds, Subset, samples_digest
 from qcompile.statistics import Statistics
-from qcompile.targets import Target, target_named
+from qcompile.targets import target_named
+from qcompile.targets.target import Target
 
 CHECKED = 2
 """Samples on which the clean-up is compared with the source."""
@@ -70,7 +73,7 @@ LAYERED = 4
 """Samples of the layer-by-layer comparison."""
 
 
-def build(
+def build(  # noqa: PLR0913 (the command's options)
     model: Path | str,
     *,
     calib: Source | None = None,
@@ -168,6 +171,8 @@ class _Job:
             loaded = load(
                 self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=clock
             )
+        for unused in unmatched(loaded.model, wishes_of(self.recipe)):
+            clock.notice(f"nothing is excluded by {unused!r}: no node matches it")
         with clock.stage("data"):
             data = split_data(calib, evaluation, loaded.session, self.recipe, clock)
         with clock.stage("check clean-up"):
@@ -182,7 +187,7 @@ class _Job:
         with clock.stage("emit"):
             engine = self._emit(quantized)
         with clock.stage("compare"):
-            compared = self._compare(loaded, engine, quantized, data)
+            compared = self._compare(loaded, engine, data)
             layers = self._layers(loaded, quantized, plan, codes, data)
         with clock.stage("time"):
             timing = self._time(loaded, engine, data)
@@ -256,16 +261,10 @@ class _Job:
             check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
             jobs = self.recipe.jobs or 1
             return edited, codes_of(edited, loaded.model, probed, jobs, self.clock)
-        return make_plan(
-            loaded.model,
-            statistics,
-            probed,
-            self.recipe,
-            self.target,
-            self.cpu,
-            wishes_of(self.recipe),
-            self.clock,
+        planner = Planner(
+            loaded.model, statistics, probed, self.recipe, self.target, self.cpu, self.clock
         )
+        return planner.make(wishes_of(self.recipe))
 
     def _rewrite(
         self, loaded: Loaded, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None
@@ -286,9 +285,7 @@ class _Job:
             write_optimized(engine)
         return engine
 
-    def _compare(
-        self, loaded: Loaded, engine: Path, quantized: ir.Model, data: Split
-    ) -> dict[str, Comparison]:
+    def _compare(self, loaded: Loaded, engine: Path, data: Split) -> dict[str, Comparison]:
         if data.evaluation is None:
             return {}
         jobs = self.recipe.jobs or 1
@@ -342,7 +339,7 @@ class _Job:
         self, report: Report, loaded: Loaded, data: Split, results: list[GateResult]
     ) -> Report:
         missed = [result for result in results if not result.passed]
-        status = "gate failed" if missed else "built"
+        status: Status = "gate failed" if missed else "built"
         if missed:
             self.bundle.remove_engine()
         files = self.bundle.artifacts()
@@ -399,5 +396,5 @@ def _weights(
         codes = solved.get(name)
         if codes is None:
             codes = quantize(values, *grid, tensor.type)
-        operator = value.uses()[0].node.op_type if value.uses() else ""
+        operator = next((node.op_type for node, _ in consumers(value)), "")
         yield name, operator, values, dequantize(codes, *grid)

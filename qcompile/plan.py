@@ -96,7 +96,7 @@ class NodePlan(_Frozen):
 
 
 class Plan(_Frozen):
-    """All decisions for one model on one target; tensors and nodes by name in the canonical graph."""
+    """All decisions for one model on one target; tensors and nodes go by name."""
 
     version: Literal[1] = 1
     model: str = Field(description="sha256 of the canonical graph that the names belong to")

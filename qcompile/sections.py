@@ -31,8 +31,7 @@ from qcompile.report.schema import (
 from qcompile.runtime.ort import Kernel
 from qcompile.runtime.timing import Timing
 from qcompile.samples import Port
-from qcompile.targets import Target
-from qcompile.targets.target import Role
+from qcompile.targets.target import Role, Target
 
 
 def model_facts(
@@ -64,7 +63,9 @@ def model_facts(
 
 def port_facts(port: Port) -> PortFacts:
     """Describe an input or output."""
-    shape = None if port.shape is None else tuple(dim if dim is not None else "?" for dim in port.shape)
+    shape = (
+        None if port.shape is None else tuple(dim if dim is not None else "?" for dim in port.shape)
+    )
     return PortFacts(name=port.name, dtype=str(port.dtype), shape=shape)
 
 
@@ -179,7 +180,7 @@ def speed(timing: Timing | None) -> Speed | None:
         float_ms=timing.first_ms,
         engine_ms=timing.second_ms,
         ratio=timing.ratio,
-        interval=tuple(timing.interval),
+        interval=(timing.interval.low, timing.interval.high),
         threads=timing.threads,
         pairs=timing.pairs,
     )

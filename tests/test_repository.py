@@ -42,14 +42,16 @@ def test_wheel_holds_every_module(tmp_path):
     wheel = built_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        licenses = [name for name in archive.namelist() if name.endswith("/licenses/LICENSE")]
     assert names == source_files() | {"qcompile/py.typed"}
+    assert licenses
 
 
 def built_wheel(folder: Path) -> Path:
     # From a copy, since setuptools leaves build folders beside the sources.
     copy = folder / "source"
     copy.mkdir()
-    parts = ["pyproject.toml", "README.md", "passes", "qcompile"]
+    parts = ["pyproject.toml", "README.md", "LICENSE", "passes", "qcompile"]
     subprocess.run(["cp", "-R", "-P", *(ROOT / part for part in parts), copy], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, copy]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -112,8 +114,22 @@ def test_named_make_verbs_exist(page):
     assert named <= verbs
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("samples/*/*.md")))
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
-    missing = [link for link in links if not (page.parent / link).exists()]
+def pages() -> list[Path]:
+    return sorted(p for top in ("*.md", "samples/*/*.md", "docs/**/*.md") for p in ROOT.glob(top))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    links = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    paths = re.findall(r"`((?:qcompile|passes|tests|samples|docs)/[\w./-]*[\w/])[`:]", text)
+    missing = [path for path in [*links, *(ROOT / path for path in paths)] if not path.exists()]
     assert not missing
+
+
+def test_layers_of_the_docs_are_those_of_the_contract():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = text.partition("\n## Layers\n")[2].partition("\n## ")[0].splitlines()
+    told = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in rows if row.startswith("| `")]
+    layers = PROJECT["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert told == [set(re.findall(r"qcompile\.(\w+)", layer)) for layer in layers]

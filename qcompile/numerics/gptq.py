@@ -64,7 +64,7 @@ def output_error(difference: Floats, hessian: Floats) -> float:
     return float(np.einsum("rk,rk->", difference @ hessian, difference))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True)
 def _solve(work: Floats, scale: Floats, factor: Floats, code_high: int, codes: Codes) -> None:
     rows, columns = work.shape
     for row in range(rows):

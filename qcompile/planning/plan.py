@@ -8,11 +8,12 @@ import onnx_ir as ir
 from qcompile.errors import PlanError
 from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
+from qcompile.numerics.grids import Codes
 from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import best_start, retried, too_loud, unit_noise
 from qcompile.planning.ranges import METHODS, Choice, by_method, choose_ranges
-from qcompile.planning.rounding import Codes, Rounded, solve_codes
+from qcompile.planning.rounding import Rounded, solve_codes
 from qcompile.planning.select import Selection, Wishes, select
 from qcompile.planning.switchboard import Switchboard
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
@@ -62,45 +63,136 @@ def readers(model: ir.Model, selection: Selection) -> dict[str, list[str]]:
     return found
 
 
-def make_plan(
-    model: ir.Model,
-    statistics: Statistics,
-    samples: Samples | None,
-    recipe: Recipe,
-    target: Target,
-    cpu: Cpu,
-    wishes: Wishes,
-    progress: Progress,
-) -> tuple[Plan, dict[str, Codes]]:
-    """Decide precision, type, scale and zero point of everything.
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans for one model.
 
-    Args:
+    Attributes:
         model: The lowered graph.
         statistics: Of the activations that ``select`` would quantize.
         samples: A few samples of the calibration data, for measured choices; None without any.
         recipe: What the user asks for.
         target: What the engine can run.
         cpu: Instruction set.
-        wishes: What stays in float.
         progress: Hears of the steps.
-
-    Returns:
-        The plan, and the codes of the weights that were solved for (method ``gptq``).
     """
-    selection = select(model, target, recipe.scheme, wishes)
-    if not selection.activations or samples is None:
-        return assemble(model, selection, target, cpu, recipe.scheme, {}), {}
-    ranges = _Ranges(model, statistics, samples, recipe, target, cpu, progress)
-    if not recipe.keep_accuracy:
-        return ranges.plan(selection, ranges.choose(selection)), {}
-    types = target.types[cpu]
-    grids = {
-        name: weight_plan(values_of(model, name), axis, types)
-        for name, axis in selection.weights.items()
-        if axis is not None
-    }
-    solved = solve_codes(model, grids, _int8(selection), samples, recipe.jobs or 1, progress)
-    return _marked(_protected(ranges, selection, wishes, solved), grids, solved)
+
+    model: ir.Model
+    statistics: Statistics
+    samples: Samples | None
+    recipe: Recipe
+    target: Target
+    cpu: Cpu
+    progress: Progress
+
+    def make(self, wishes: Wishes) -> tuple[Plan, dict[str, Codes]]:
+        """Decide precision, type, scale and zero point of everything.
+
+        Args:
+            wishes: What stays in float.
+
+        Returns:
+            The plan, and the codes of the weights that were solved for (method ``gptq``).
+        """
+        selection = self.selected(wishes)
+        if not selection.activations or self.samples is None:
+            return self.plan(selection, {}), {}
+        if not self.recipe.keep_accuracy:
+            return self.plan(selection, self.choose(selection, self.samples)), {}
+        types = self.target.types[self.cpu]
+        grids = {
+            name: weight_plan(values_of(self.model, name), axis, types)
+            for name, axis in selection.weights.items()
+            if axis is not None
+        }
+        nodes = [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
+        solved = solve_codes(
+            self.model, grids, nodes, self.samples, self.recipe.jobs or 1, self.progress
+        )
+        return _marked(self._protected(selection, wishes, solved, self.samples), grids, solved)
+
+    def selected(self, wishes: Wishes) -> Selection:
+        """Return which nodes compute in int8."""
+        return select(self.model, self.target, self.recipe.scheme, wishes)
+
+    def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
+        """Put the plan together."""
+        scheme = self.recipe.scheme
+        return assemble(self.model, selection, self.target, self.cpu, scheme, choices)
+
+    def choose(self, selection: Selection, samples: Samples) -> dict[str, Choice]:
+        """Choose each range by the error at the tensor's readers, or by the recipe's method."""
+        jobs, types = self.recipe.jobs or 1, self.target.types[self.cpu]
+
+        def probe() -> Probe:
+            read = readers(self.model, selection)
+            return Probe(self.model, read, types.activation, samples, jobs)
+
+        names = activations_of(selection)
+        options = self.recipe.calibration
+        return choose_ranges(names, self.statistics, options, probe, self.progress)
+
+    def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
+        """Return the ranges of each single method, where the recipe leaves the choice."""
+        if self.recipe.calibration.method != "auto":
+            return {}
+        names = activations_of(selection)
+        found = {
+            method: by_method(method, names, self.statistics, self.recipe.calibration)
+            for method in METHODS
+        }
+        return {
+            method: {name: Choice(*ranges[name], method, {}) for name in names}
+            for method, ranges in found.items()
+        }
+
+    def _protected(
+        self,
+        selection: Selection,
+        wishes: Wishes,
+        solved: Mapping[str, Rounded],
+        samples: Samples,
+    ) -> Plan:
+        """Plan with ranges and precisions that were judged at the outputs of the model."""
+        work = {node.name or "": multiply_adds(node) for node in self.model.graph}
+        choices = self.choose(selection, samples)
+        count = _affordable(sum(work.values()), len(selection.nodes), len(samples))
+        if not count:
+            self.progress.notice(
+                "the model is too large to measure each layer's effect on the outputs: ranges were "
+                "chosen by the error behind each tensor; no layer was left in float for accuracy"
+            )
+            return self.plan(selection, choices)
+        codes = {name: rounded.codes for name, rounded in solved.items()}
+        judged = Subset(samples, range(count))
+
+        def judge(
+            selection: Selection, choices: dict[str, Choice]
+        ) -> tuple[Switchboard, dict[str, Choice]]:
+            plan, jobs = self.plan(selection, choices), self.recipe.jobs or 1
+            board = Switchboard(self.model, selection, plan, codes, judged, jobs)
+            return board, best_start(board, {"local": choices, **self.alternatives(selection)})
+
+        board, choices = judge(selection, choices)
+        total, alone = unit_noise(board, choices, self.progress)
+        kept = too_loud(alone, work, total)
+        if kept:
+            selection = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
+            board, choices = judge(selection, self.choose(selection, samples))
+        choices = retried(board, choices, self.alternatives(selection), alone)
+        return self.plan(selection, choices)
+
+
+def _affordable(work: float, units: int, samples: int) -> int:
+    """Return on how many samples each layer's effect is measured; 0 for none.
+
+    The limit is a number of multiply-adds, not a time, so that the plan does not depend on how
+    fast the machine is.
+    """
+    once = max(work, 1.0) * (units + 20)
+    if once > MOST_WORK:
+        return 0
+    return min(samples, max(1, int(GOOD_WORK / once)))
 
 
 def codes_of(
@@ -124,7 +216,7 @@ def codes_of(
 def _marked(
     plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded]
 ) -> tuple[Plan, dict[str, Codes]]:
-    """Note in the plan which weights were solved for; those whose grid has changed since were not."""
+    """Note in the plan which weights were solved for; not those whose grid has changed since."""
     tensors = dict(plan.tensors)
     codes: dict[str, Codes] = {}
     for name, rounded in solved.items():
@@ -134,108 +226,6 @@ def _marked(
             tensors[name] = tensors[name].model_copy(update=update)
             codes[name] = rounded.codes
     return plan.model_copy(update={"tensors": tensors}), codes
-
-
-def _int8(selection: Selection) -> list[str]:
-    return [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """What it takes to find ranges for a selection."""
-
-    model: ir.Model
-    statistics: Statistics
-    samples: Samples
-    recipe: Recipe
-    target: Target
-    cpu: Cpu
-    progress: Progress
-
-    def choose(self, selection: Selection) -> dict[str, Choice]:
-        """Choose each range by the error at the tensor's readers, or by the recipe's method."""
-        jobs, types = self.recipe.jobs or 1, self.target.types[self.cpu]
-
-        def probe() -> Probe:
-            read = readers(self.model, selection)
-            return Probe(self.model, read, types.activation, self.samples, jobs)
-
-        names = activations_of(selection)
-        options = self.recipe.calibration
-        return choose_ranges(names, self.statistics, options, probe, self.progress)
-
-    def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
-        """Return the ranges of each single method, where the recipe leaves the choice."""
-        if self.recipe.calibration.method != "auto":
-            return {}
-        names = activations_of(selection)
-        found = {
-            method: by_method(method, names, self.statistics, self.recipe.calibration)
-            for method in METHODS
-        }
-        return {
-            method: {name: Choice(*ranges[name], method, {}) for name in names}
-            for method, ranges in found.items()
-        }
-
-    def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
-        """Put the plan together."""
-        recipe = self.recipe
-        return assemble(self.model, selection, self.target, self.cpu, recipe.scheme, choices)
-
-    def board(
-        self,
-        selection: Selection,
-        choices: Mapping[str, Choice],
-        codes: Mapping[str, Codes],
-        count: int,
-    ) -> Switchboard:
-        """Make the switchboard for the first samples."""
-        kept = Subset(self.samples, range(count))
-        plan = self.plan(selection, choices)
-        return Switchboard(self.model, selection, plan, codes, kept, self.recipe.jobs or 1)
-
-
-def _protected(
-    ranges: _Ranges, selection: Selection, wishes: Wishes, solved: Mapping[str, Rounded]
-) -> Plan:
-    """Plan with ranges and precisions that were judged at the outputs of the model."""
-    codes = {name: rounded.codes for name, rounded in solved.items()}
-    work = {node.name or "": multiply_adds(node) for node in ranges.model.graph}
-    choices = ranges.choose(selection)
-    count = _affordable(sum(work.values()), len(selection.nodes), len(ranges.samples))
-    if not count:
-        ranges.progress.notice(
-            "the model is too large to measure each layer's effect on the outputs: ranges were "
-            "chosen by the error behind each tensor, and no layer was left in float for accuracy"
-        )
-        return ranges.plan(selection, choices)
-    board = ranges.board(selection, choices, codes, count)
-    choices = best_start(board, {"local": choices, **ranges.alternatives(selection)})
-    total, alone = unit_noise(board, choices, ranges.progress)
-    kept = too_loud(alone, work, total)
-    if kept:
-        nodes = {**wishes.nodes, **kept}
-        selection = select(
-            ranges.model, ranges.target, ranges.recipe.scheme, replace(wishes, nodes=nodes)
-        )
-        choices = ranges.choose(selection)
-        board = ranges.board(selection, choices, codes, count)
-        choices = best_start(board, {"local": choices, **ranges.alternatives(selection)})
-    choices = retried(board, choices, ranges.alternatives(selection), alone)
-    return ranges.plan(selection, choices)
-
-
-def _affordable(work: float, units: int, samples: int) -> int:
-    """Return on how many samples each layer's effect is measured; 0 for none.
-
-    The limit is a number of multiply-adds, not a time, so that the plan does not depend on how
-    fast the machine is.
-    """
-    once = max(work, 1.0) * (units + 20)
-    if once > MOST_WORK:
-        return 0
-    return min(samples, max(1, int(GOOD_WORK / once)))
 
 
 def assemble(
@@ -319,5 +309,3 @@ def _is_int8(selection: Selection, node: ir.Node) -> bool:
 
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
-
-

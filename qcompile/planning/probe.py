@@ -71,7 +71,7 @@ class Probe:
         self.outputs = outputs
 
     def measure(self, ranges: Mapping[str, Range]) -> dict[tuple[str, str], Reading]:
-        """Round each tensor to the grid of its range; return (tensor, value behind it) to the error."""
+        """Round each tensor to the grid of its range; (tensor, value behind it) to the error."""
         grids = self._grids(ranges)
 
         def one(index: int) -> np.ndarray:
@@ -156,7 +156,7 @@ class _Tapper:
         copy = ir.node(
             node.op_type,
             inputs,
-            attributes={name: a for name, a in node.attributes.items()},
+            attributes=dict(node.attributes),
             domain=node.domain,
             num_outputs=len(node.outputs),
             name=self.names.fresh(node, "probe"),

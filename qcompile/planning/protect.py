@@ -74,9 +74,7 @@ def unit_noise(
     return total, alone
 
 
-def too_loud(
-    alone: Mapping[str, float], work: Mapping[str, float], total: float
-) -> dict[str, str]:
+def too_loud(alone: Mapping[str, float], work: Mapping[str, float], total: float) -> dict[str, str]:
     """Choose the nodes to leave in float, loudest for their work first.
 
     Args:

@@ -1,4 +1,4 @@
-"""A range for every activation: by one method for all, or by the one that measures best for each."""
+"""A range for every activation: by one method for all, or by the best measured one for each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -17,13 +17,13 @@ import onnx_ir as ir
 
 from qcompile.graph.walk import is_op
 from qcompile.numerics.gptq import output_error, round_columns
+from qcompile.numerics.grids import Codes
 from qcompile.numerics.patches import patches, same_pads, spread
 from qcompile.plan import TensorPlan
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Samples
 
-Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float64]
 
 POSITIONS = 2048
@@ -36,7 +36,7 @@ HESSIAN_BYTES = 1 << 29
 """Hessians held at once; beyond it the samples run again."""
 
 WORK = 2e11
-"""Most multiply-adds for all layers together, some minutes; beyond it layers are rounded plainly."""
+"""Most multiply-adds for all layers together, some minutes; the rest is rounded plainly."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rounded:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A weighted node, its weight as rows ``(groups, R, K)`` and how to get its inputs as rows."""
+    """A weighted node; its weight is seen as rows ``(groups, R, columns)``."""
 
     node: ir.Node
     weight: str
@@ -192,9 +192,10 @@ def _rows(layer: _Layer, data: Array) -> Floats:
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     if auto_pad.startswith("SAME"):
         pads = same_pads(auto_pad, data.shape[2:], kernel, strides, dilations)
-    found = patches(data, kernel, strides, pads, dilations, POSITIONS).astype(np.float64)
+    wide = data.astype(np.float64)
+    found = patches(wide, kernel, strides, pads, dilations, POSITIONS)
     grouped = found.reshape(len(found), layer.groups, layer.columns)
-    return grouped.transpose(1, 0, 2)
+    return grouped.transpose(1, 0, 2).astype(np.float64, copy=False)
 
 
 def _solved(layer: _Layer, fitting: Floats, judging: Floats) -> Rounded | None:

@@ -7,14 +7,13 @@ output is in demand, so that int8 regions have no float holes and never begin wi
 """
 
 import fnmatch
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.walk import is_constant, subgraphs
+from qcompile.graph.walk import is_constant, only_consumer, scalar, subgraphs
 from qcompile.plan import NodePlan
 from qcompile.targets.target import OperatorRule, Output, Role, Target
 
@@ -56,21 +55,26 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def tail(node: ir.Node, rules: Mapping[str, OperatorRule]) -> ir.Value:
-    """Return the value that carries a node's codes: its output, or that of the Relu/Clip it absorbs."""
+    """Return the value that carries a node's codes: its output, or that of what it absorbs."""
     value = node.outputs[0]
-    uses = value.uses()
-    if len(uses) == 1 and not value.is_graph_output():
-        reader = uses[0].node
-        rule = rules.get(reader.op_type)
-        if (
-            reader.domain == ""
-            and rule is not None
-            and rule.role is Role.ABSORBED
-            and uses[0].idx == 0
-            and all(is_constant(v) for v in reader.inputs[1:] if v is not None)
-        ):
-            return reader.outputs[0]
-    return value
+    reader = only_consumer(value)
+    rule = rules.get(reader.op_type) if reader is not None and not reader.domain else None
+    if reader is None or rule is None or rule.role is not Role.ABSORBED:
+        return value
+    return reader.outputs[0] if reader.inputs[0] is value and _vanishes(reader) else value
+
+
+def _vanishes(node: ir.Node) -> bool:
+    """Say whether rounding does what a Relu or Clip does, on whatever grid its values have.
+
+    That holds where the lower bound is 0 (the lowest code) or absent; a grid around 0 ends up to
+    half a step beside the bounds, and ONNX Runtime would leave the whole Conv in float.
+    """
+    low, high, *_ = [*node.inputs[1:3], None, None]
+    if not all(is_constant(v) for v in (low, high) if v is not None):
+        return False
+    top = scalar(high)
+    return scalar(low) in {None, 0.0} and (top is None or top > 0)
 
 
 def select(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -133,7 +137,7 @@ class _Selector:
         if name in self.wishes.nodes:
             return self.wishes.nodes[name]
         for pattern in self.wishes.patterns:
-            if fnmatch.fnmatchcase(name, pattern):
+            if fnmatch.fnmatchcase(name, _literal(pattern)):
                 return f"excluded by name ({pattern})"
         if node.op_type in self.wishes.operators:
             return f"excluded by operator ({node.op_type})"
@@ -252,18 +256,13 @@ class _Selector:
         return NodePlan(op=node.op_type, precision="float", reason=self._why_float(node))
 
     def _why_float(self, node: ir.Node) -> str:
-        if _name(node) in self.reasons:
-            return self.reasons[_name(node)]
-        if any(True for _ in subgraphs(node)):
-            return "holds subgraphs: control flow stays in float"
-        if not any(is_float(v) for v in node.inputs if v is not None):
-            return "no float32 input"
-        if node.domain not in ("", "ai.onnx"):
-            return self.target.costs.get(
-                node.op_type, f"operator of domain {node.domain}: not in the target's table"
-            )
+        known = self.reasons.get(_name(node)) or _no_candidate(node)
+        if known:
+            return known
         if node.op_type in self.target.costs:
             return self.target.costs[node.op_type]
+        if node.domain not in ("", "ai.onnx"):
+            return f"operator of domain {node.domain}: not in the target's table"
         if self.scheme == "int8-dynamic" and node.op_type in self.target.static:
             return "dynamic quantization pays for MatMul and Gemm only"
         return f"{self.target.name} has no int8 kernel for {node.op_type}"
@@ -291,7 +290,7 @@ class _Selector:
 
 def channel_axis(node: ir.Node, rule: OperatorRule) -> int:
     """Return the axis of a node's weight that gets one scale a channel."""
-    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
         return 1 - rule.channel_axis
     return rule.channel_axis
 
@@ -304,25 +303,38 @@ def _add_subgraph(nodes: dict[str, NodePlan], graph: ir.Graph, owner: ir.Node) -
             _add_subgraph(nodes, inner, node)
 
 
+def _no_candidate(node: ir.Node) -> str:
+    if any(True for _ in subgraphs(node)):
+        return "holds subgraphs: control flow stays in float"
+    if not any(is_float(v) for v in node.inputs if v is not None):
+        return "no float32 input"
+    return ""
+
+
 def _unsupported(node: ir.Node, rule: OperatorRule) -> str:
     """Return why a node does not fit the target's rule, or nothing."""
     if rule.weight is not None:
-        weight = _input(node, rule.weight)
-        data = node.inputs[rule.activations[0]]
-        bias = _input(node, rule.bias)
-        if is_constant(data):
-            return "its first input is the constant one; kernels take weights on the right"
-        if not is_constant(weight):
-            return "both inputs are activations: their int8 kernel is slower than float"
-        if not (is_float(data) and is_float(weight)):
-            return "not a float32 operation"
-        if bias is not None and not is_constant(bias):
-            return "its bias is computed at run time"
-        return _unsupported_form(node, weight)
+        return _unsupported_inputs(node, rule) or _unsupported_form(node)
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
         return "interpolates: only nearest moves codes as they are"
     if node.op_type == "Slice" and not all(is_constant(v) for v in node.inputs[1:] if v):
         return "its bounds are computed at run time"
+    return ""
+
+
+def _unsupported_inputs(node: ir.Node, rule: OperatorRule) -> str:
+    data = node.inputs[rule.activations[0]]
+    weight, bias = _input(node, rule.weight), _input(node, rule.bias)
+    if is_constant(data):
+        return "its first input is the constant one; kernels take weights on the right"
+    if not is_constant(weight):
+        return "both inputs are activations: their int8 kernel is slower than float"
+    if not (is_float(data) and is_float(weight)):
+        return "not a float32 operation"
+    if bias is not None and not is_constant(bias):
+        return "its bias is computed at run time"
+    if bias is not None and bias.shape is not None and len(bias.shape) != 1:
+        return "its bias is not one number for each column"
     return ""
 
 
@@ -340,25 +352,21 @@ def convolution_kind(node: ir.Node) -> str:
     return "depthwise" if group % 16 == 0 else "ragged depthwise"
 
 
-def _unsupported_form(node: ir.Node, weight: ir.Value | None) -> str:
-    assert weight is not None  # noqa: S101 - the caller saw that it is constant
-    rank = None if weight.shape is None else len(weight.shape)
-    if node.op_type == "MatMul" and rank != 2:
+def _unsupported_form(node: ir.Node) -> str:
+    weight = node.inputs[1]
+    shape = weight.shape.numpy() if weight is not None and weight.shape is not None else ()
+    if node.op_type == "MatMul" and len(shape) != 2:
         return "its weight is not a matrix"
     if node.op_type == "Gemm" and (
-        node.attributes.get_int("transA", 0)
+        node.attributes.get_int("transA", 0) == 1
         or node.attributes.get_float("alpha", 1.0) != 1.0
         or node.attributes.get_float("beta", 1.0) != 1.0
     ):
         return "Gemm with alpha, beta or transA has no int8 kernel"
-    if np.prod(weight.shape.numpy() if weight.shape else ()) == 0:
-        return "its weight is empty"
-    return ""
+    return "" if np.prod(shape) else "its weight is empty"
 
 
-def _with_ends(
-    wishes: Wishes, graph: ir.Graph, rules: Mapping[str, OperatorRule]
-) -> Wishes:
+def _with_ends(wishes: Wishes, graph: ir.Graph, rules: Mapping[str, OperatorRule]) -> Wishes:
     """Turn the first/last options into named nodes: the weighted nodes nearest to each end."""
     nodes = dict(wishes.nodes)
     if wishes.first:
@@ -367,9 +375,7 @@ def _with_ends(
     if wishes.last:
         for node in _nearest(graph.outputs, rules, forwards=False):
             nodes[_name(node)] = "last weighted layer (--float-last)"
-    return Wishes(
-        wishes.patterns, wishes.operators, nodes=nodes, tensors=wishes.tensors
-    )
+    return Wishes(wishes.patterns, wishes.operators, nodes=nodes, tensors=wishes.tensors)
 
 
 def _nearest(
@@ -413,6 +419,18 @@ def _value(value: ir.Value | None) -> str:
     return (value.name or "") if value is not None else ""
 
 
-def counts(nodes: Mapping[str, NodePlan]) -> Counter[str]:
-    """Return how many nodes have each precision."""
-    return Counter(plan.precision for plan in nodes.values())
+def unmatched(model: ir.Model, wishes: Wishes) -> list[str]:
+    """Return the patterns and operators of the wishes that match no node."""
+    nodes = list(model.graph.all_nodes())
+    patterns = [
+        pattern
+        for pattern in wishes.patterns
+        if not any(fnmatch.fnmatchcase(_name(node), _literal(pattern)) for node in nodes)
+    ]
+    operators = {node.op_type for node in nodes}
+    return patterns + [op for op in wishes.operators if op not in operators]
+
+
+def _literal(pattern: str) -> str:
+    """Return an fnmatch pattern in which only ``*`` and ``?`` are special."""
+    return pattern.replace("[", "[[]")

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph.edit import Names, add_constant
-from qcompile.graph.walk import is_constant, is_op
+from qcompile.graph.walk import is_constant, is_op, only_consumer
 from qcompile.numerics.grids import Codes, affine_grid, dequantize, quantize
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.plan import CODE_RANGE, CodeType, Plan
@@ -148,9 +148,9 @@ class _Wiring:
     def _end(self, node: ir.Node) -> ir.Value | None:
         """Return the value behind a unit that its float readers see rounded, if there is one."""
         value = node.outputs[0]
-        uses = value.uses()
-        if (value.name or "") not in self.plan.tensors and len(uses) == 1:
-            value = uses[0].node.outputs[0]
+        reader = only_consumer(value)
+        if (value.name or "") not in self.plan.tensors and reader is not None:
+            value = reader.outputs[0]
         return value if (value.name or "") in self.plan.tensors else None
 
     def _switch_output(self, node: ir.Node, end: ir.Value | None) -> None:

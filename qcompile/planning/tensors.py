@@ -1,4 +1,4 @@
-"""Grids for what ``select`` chose: activations from ranges, weights and biases from their values."""
+"""Grids for what ``select`` chose: activations from ranges, constants from their values."""
 
 from collections.abc import Mapping
 

@@ -75,6 +75,11 @@ class Session:
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         )
+        if not optimize:
+            # Reductions run right behind what they reduce, and buffers are freed at once: less
+            # than half the peak memory where every activation is looked at.
+            options.enable_mem_pattern = False
+            options.execution_order = _onnxruntime().ExecutionOrder.PRIORITY_BASED
         self.name = _name(model)
         self._session = _loaded(model, options)
         self._quiet = _onnxruntime().RunOptions()

@@ -17,7 +17,7 @@ def _carrier(op: str) -> OperatorRule:
 
 ORT_CPU = Target(
     name="ort-cpu",
-    summary="ONNX Runtime, CPU provider: QDQ that fuses to QLinearConv, QGemm, MatMulIntegerToFloat",
+    summary="ONNX Runtime, CPU provider: QDQ that fuses to its int8 kernels",
     opset=21,
     types={
         "vnni": Types(
@@ -142,7 +142,7 @@ ORT_CPU = Target(
         "Gather": "a table lookup; quantizing it saves no time",
     },
     slow_convolutions={
-        "grouped": "the int8 kernel of grouped convolutions is slower than float (0.2 to 0.9 times)",
+        "grouped": "the int8 kernel of grouped convolutions has 0.2 to 0.9 of the speed of float",
         "ragged depthwise": "the int8 depthwise kernel takes multiples of 16 channels; others are "
         "slower than float",
     },

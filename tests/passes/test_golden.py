@@ -11,12 +11,14 @@ import pytest
 from qcompile.graph.dump import dump
 from qcompile.graph.protocol import Effect, GraphPass, check_order
 from qcompile.graph.verify import verify
-from qcompile.passes import CANONICAL
+from qcompile.passes import CANONICAL, LOWERING
 from qcompile.passes.name_values import NameValues
+from qcompile.passes.pad_channels import PadChannels
 from tests.passes.tools import prepared, random_feeds, relative_l2, session
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-PASSES: dict[str, GraphPass] = {step.name: step for step in CANONICAL}
+SAFE = (*CANONICAL, *LOWERING["ort-cpu"], PadChannels())
+PASSES: dict[str, GraphPass] = {step.name: step for step in SAFE}
 CASES = sorted(p for name in PASSES for p in (GOLDEN / name).glob("*.txt"))
 
 

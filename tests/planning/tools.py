@@ -31,8 +31,12 @@ HOLDS = frozenset({Fact.NAMED, Fact.TYPED})
 
 
 def graph_of(inputs: str, body: str, outputs: str = "y", **weights: Array) -> ir.Model:
-    """Build a model from the parser's text; nodes are named by ``[name]`` before them."""
-    typed = ", ".join(f"float[] {name.strip()}" for name in outputs.split(","))
+    """Build a model from the parser's text; nodes are named by ``[name]`` before them.
+
+    Outputs without a type are float; shapes of outputs are inferred.
+    """
+    names = [name.strip() for name in outputs.split(",")]
+    typed = ", ".join(name if " " in name else f"float[] {name}" for name in names)
     text = f'<ir_version: 10, opset_import: ["" : 21]>\ng ({inputs}) => ({typed}) {{\n{body}\n}}'
     proto = onnx.parser.parse_model(text)
     for value in proto.graph.output:

@@ -1,0 +1,125 @@
+"""Grids: 0.0 is a code, the range is covered, and rounding is what ONNX QuantizeLinear does."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
+
+from qcompile.numerics.grids import TINY, affine_grid, dequantize, quantize, symmetric_scales
+
+TYPES = {"uint8": (0, 255), "int8": (-128, 127)}
+REALS = st.floats(-(2.0**100), 2.0**100, width=32)
+EDGES = st.tuples(REALS, REALS).map(sorted)
+
+
+@given(EDGES, st.sampled_from(list(TYPES)))
+def test_affine_grid_covers_the_range_and_zero(edges, kind):
+    low, high = edges
+    first, last = TYPES[kind]
+    scale, zero = affine_grid(low, high, first, last)
+    assert scale > 0
+    assert scale == np.float32(scale)
+    assert isinstance(zero, int)
+    assert first <= zero <= last, "0.0 is a code exactly"
+    slack = scale * (0.5 + 1e-4)
+    assert scale * (first - zero) <= min(low, 0.0) + slack
+    assert scale * (last - zero) >= max(high, 0.0) - slack
+
+
+@given(st.floats(2.0**-60, 2.0**100, width=32), st.sampled_from(list(TYPES)))
+def test_one_sided_ranges_have_zero_at_the_outermost_code(edge, kind):
+    first, last = TYPES[kind]
+    assert affine_grid(0.0, edge, first, last)[1] == first, "Relu vanishes into the rounding"
+    assert affine_grid(edge / 2, edge, first, last) == affine_grid(0.0, edge, first, last)
+    assert affine_grid(-edge, 0.0, first, last)[1] == last
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("edges", [(0.0, 0.0), (-1e-45, 1e-45), (0.0, 1e-40), (-1e-40, 0.0)])
+def test_degenerate_ranges_round_to_zero_without_a_fault(kind, edges):
+    scale, zero = affine_grid(*edges, *TYPES[kind])
+    assert scale == 1.0
+    values = np.asarray(edges, np.float32)
+    codes = quantize(values, np.float32(scale), np.asarray(zero), None, kind)
+    assert (dequantize(codes, np.float32(scale), np.asarray(zero), None) == 0).all()
+
+
+@given(st.data(), st.sampled_from(list(TYPES)), st.floats(2**-60, 2**60, width=32))
+def test_grid_values_survive_a_round_trip(data, kind, scale):
+    first, last = TYPES[kind]
+    zero = np.asarray(data.draw(st.integers(first, last)))
+    codes = np.arange(first, last + 1).astype(kind)
+    values = dequantize(codes, np.float32(scale), zero, None)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(quantize(values, np.float32(scale), zero, None, kind), codes)
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5), elements=REALS),
+    st.sampled_from([63, 127]),
+    st.data(),
+)
+def test_symmetric_scales_fit_each_channel(weight, high, data):
+    axis = data.draw(st.sampled_from([None, *range(weight.ndim)]))
+    scales = symmetric_scales(weight, axis, high)
+    assert scales.dtype == np.float32
+    assert scales.shape == ((1,) if axis is None else (weight.shape[axis],))
+    channels = [weight] if axis is None else np.moveaxis(weight, axis, 0)
+    for channel, scale in zip(channels, scales, strict=True):
+        largest = np.abs(channel).max()
+        assert scale >= TINY
+        if largest / high >= TINY:
+            np.testing.assert_allclose(scale, largest / high, rtol=1e-6)
+        else:
+            assert scale == 1.0
+    codes = quantize(weight, scales, np.zeros(scales.shape, np.int8), axis, "int8")
+    assert np.abs(codes.astype(int)).max() <= high, "the fitted scale never saturates"
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 6)),
+        elements=st.floats(-(2.0**20), 2.0**20, width=32),
+    ),
+    st.sampled_from(list(TYPES)),
+    st.integers(0, 1),
+    st.integers(0, 999),
+)
+def test_quantize_is_the_quantize_linear_of_onnx_runtime(values, kind, axis, seed):
+    rng = np.random.default_rng(seed)
+    scale = np.exp2(rng.integers(-8, 9, values.shape[axis])).astype(np.float32)
+    zero = rng.integers(*TYPES[kind], values.shape[axis]).astype(kind)
+    expected = reference(values, scale, zero, axis)
+    np.testing.assert_array_equal(quantize(values, scale, zero, axis, kind), expected)
+
+
+def test_halves_round_to_even():
+    values = np.asarray([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5], np.float32)
+    codes = quantize(values, np.float32(1), np.asarray(0), None, "int8")
+    assert codes.tolist() == [-2, -2, 0, 0, 2, 2]
+    np.testing.assert_array_equal(
+        codes, reference(values[None], np.ones(1, np.float32), np.zeros(1, np.int8), 0)[0]
+    )
+
+
+def reference(
+    values: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int
+) -> np.ndarray:
+    """Run QuantizeLinear of ONNX Runtime."""
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], axis=axis)
+    kind = helper.np_dtype_to_tensor_dtype(zero.dtype)
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, values.shape),
+        helper.make_tensor_value_info("s", TensorProto.FLOAT, scale.shape),
+        helper.make_tensor_value_info("z", kind, zero.shape),
+    ]
+    output = helper.make_tensor_value_info("y", kind, values.shape)
+    graph = helper.make_graph([node], "g", inputs, [output])
+    opsets = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": values, "s": scale, "z": zero})[0]
