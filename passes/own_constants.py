@@ -80,7 +80,7 @@ def _role(node: ir.Node, index: int) -> Role | None:
     if is_op(node, "Conv", "Gemm") and index == 2:
         return "bias", node.name or ""
     if is_op(node, "Conv", "MatMul", "Gemm") and index == 1:
-        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
         return "weight", 0 if node.op_type == "Conv" or transposed else 1
     return None
 

@@ -177,7 +177,8 @@ def file_digest(path: Path) -> FileDigest:
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that decides what an artifact's bytes are."""
-    names = ("qcompile", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    compilers = ("qcompile", "numpy", "numba", "onnx", "onnx-ir", "onnxscript")
+    names = (*compilers, "onnxruntime", "onnxruntime-gpu")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):

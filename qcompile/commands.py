@@ -23,8 +23,9 @@ from qcompile.graph.digest import model_digest
 from qcompile.graph.walk import all_graphs
 from qcompile.numerics.ranges import range_of
 from qcompile.plan import Plan
+from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import activations_of, wishes_of
-from qcompile.planning.select import Selection, Wishes, select
+from qcompile.planning.select import Selection, Wishes
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Calibration, Cpu, Recipe
 from qcompile.report.results import (
@@ -77,7 +78,7 @@ def calibrate(
     data = split_data(calib, evaluation, loaded.session, recipe, heard)
     if data.calibration is None:
         raise DataError(f"{calib}: no samples to calibrate with")
-    names = activations_of(select(loaded.model, target, recipe.scheme, wishes_of(recipe)))
+    names = activations_of(select_paying(loaded.model, target, recipe.scheme, wishes_of(recipe)))
     store, histograms = StatisticsStore(default_cache()), options.method != "minmax"
     statistics = collect(
         loaded.model,
@@ -160,7 +161,7 @@ def inspect(
     """
     path, heard, chosen = Path(model), _Heard(progress), target_named(target)
     loaded = load(path, chosen.name, threads=1, dump_dir=None, progress=heard)
-    selection = select(loaded.model, chosen, "int8", Wishes())
+    selection = select_paying(loaded.model, chosen, "int8", Wishes())
     weight_bytes, int8_bytes = _weight_bytes(loaded.model, selection)
     return Inspection(
         model=sections.model_facts(

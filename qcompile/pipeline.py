@@ -43,7 +43,9 @@ from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.pad_channels import PadChannels
 from qcompile.plan import Plan, read_plan
+from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import (
     PROBED,
     Planner,
@@ -52,7 +54,7 @@ from qcompile.planning.plan import (
     codes_of,
     wishes_of,
 )
-from qcompile.planning.select import select, unmatched
+from qcompile.planning.select import unmatched
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Cpu, Recipe
 from qcompile.report.json_text import json_text
@@ -68,6 +70,9 @@ from qcompile.targets.target import Target
 
 CHECKED = 2
 """Samples on which the clean-up is compared with the source."""
+
+LITTLE = 0.25
+"""Share of the arithmetic in int8 below which the user is told so."""
 
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
@@ -171,6 +176,11 @@ class _Job:
             loaded = load(
                 self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=clock
             )
+        if self.cpu == "vnni":
+            clock.notice(
+                "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
+                "accuracy; for those build with --cpu avx2"
+            )
         for unused in unmatched(loaded.model, wishes_of(self.recipe)):
             clock.notice(f"nothing is excluded by {unused!r}: no node matches it")
         with clock.stage("data"):
@@ -181,6 +191,11 @@ class _Job:
             statistics, reused = self._statistics(loaded, data.calibration)
         with clock.stage("plan"):
             plan, codes = self._plan(loaded, statistics, data, edited)
+        share = sections.int8_share(plan, loaded.model)
+        if share is not None and share < LITTLE:
+            clock.notice(
+                f"only {share:.1%} of the arithmetic runs in int8: see 'in float' for the reasons"
+            )
         self.bundle.write(PLAN, plan.text())
         with clock.stage("rewrite"):
             quantized, runs = self._rewrite(loaded, plan, codes, dump_passes)
@@ -239,7 +254,7 @@ class _Job:
         if samples is None or self.recipe.scheme != "int8":
             return Statistics({}, 0), 0
         wishes = wishes_of(self.recipe)
-        names = activations_of(select(loaded.model, self.target, self.recipe.scheme, wishes))
+        names = activations_of(select_paying(loaded.model, self.target, self.recipe.scheme, wishes))
         store = StatisticsStore(default_cache())
         statistics = collect(
             loaded.model,
@@ -272,7 +287,7 @@ class _Job:
         quantized = loaded.model.clone()
         passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
         if self.recipe.scheme == "int8":
-            passes = [InsertQdq(plan=plan, codes=codes), FenceFloatNodes()]
+            passes = [InsertQdq(plan=plan, codes=codes), PadChannels(), FenceFloatNodes()]
         folder = dump_passes / "quantize" if dump_passes else None
         return quantized, run_passes(quantized, passes, holds=loaded.holds, dump_dir=folder)
 

@@ -37,7 +37,7 @@ Examples:
 
   qcompile build model.onnx --int8 --calib data/
 
-  qcompile build model.onnx --int8 --calib data/ --eval test/ --max-drop 0.5
+  qcompile build model.onnx --int8 --calib data/ --eval test/ --max-drop 0.005
 
   qcompile build encoder.onnx --dynamic -o engine/
 

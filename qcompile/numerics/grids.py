@@ -46,7 +46,8 @@ def symmetric_scales(weight: Floats, axis: int | None, code_high: int) -> Floats
         code_high: Largest code; the lowest two's-complement code stays unused.
 
     Returns:
-        float32 ``(C,)``, or ``(1,)`` without an axis; 1 for a channel of zeros.
+        float32 ``(C,)``, or ``(1,)`` without an axis. A channel of zeros takes the largest step of
+        the others, for its bias is rounded to a multiple of it; 1 where there is nothing but zeros.
     """
     if axis is None:
         largest = np.asarray([np.abs(weight).max(initial=0.0)])
@@ -54,7 +55,8 @@ def symmetric_scales(weight: Floats, axis: int | None, code_high: int) -> Floats
         others = tuple(i for i in range(weight.ndim) if i != axis)
         largest = np.abs(weight).max(axis=others, initial=0.0)
     scale = (largest / code_high).astype(np.float32)
-    return np.where(scale < TINY, np.float32(1.0), scale)
+    most = scale.max(initial=0.0)
+    return np.where(scale < TINY, most if most >= TINY else np.float32(1.0), scale)
 
 
 def quantize(

@@ -10,11 +10,12 @@ from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.plan import Plan, TensorPlan
+from qcompile.planning.pays import select_paying
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import best_start, retried, too_loud, unit_noise
 from qcompile.planning.ranges import METHODS, Choice, by_method, choose_ranges
 from qcompile.planning.rounding import Rounded, solve_codes
-from qcompile.planning.select import Selection, Wishes, select
+from qcompile.planning.select import Selection, Wishes
 from qcompile.planning.switchboard import Switchboard
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.progress import Progress
@@ -113,7 +114,9 @@ class Planner:
 
     def selected(self, wishes: Wishes) -> Selection:
         """Return which nodes compute in int8."""
-        return select(self.model, self.target, self.recipe.scheme, wishes)
+        unbounded = {n for n, seen in self.statistics.tensors.items() if seen.unbounded}
+        wishes = replace(wishes, tensors=wishes.tensors | unbounded)
+        return select_paying(self.model, self.target, self.recipe.scheme, wishes)
 
     def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
         """Put the plan together."""

@@ -20,7 +20,16 @@ from qcompile.targets.target import OperatorRule, Output, Role, Target
 
 @dataclass(frozen=True)
 class Wishes:
-    """What must stay in float whatever the target can do: node name to reason."""
+    """What must stay in float whatever the target can do.
+
+    Attributes:
+        patterns: Names of nodes, with ``*`` and ``?``.
+        operators: Operator types.
+        first: The weighted nodes nearest to the inputs.
+        last: The weighted nodes nearest to the outputs.
+        nodes: Node to the reason.
+        tensors: Values that cannot be rounded to any grid.
+    """
 
     patterns: tuple[str, ...] = ()
     operators: tuple[str, ...] = ()
@@ -109,8 +118,18 @@ class _Selector:
             for node in weighted:
                 self._accept(node)
         else:
-            names = {node.name for node in weighted}
-            demand = self._demand(order, names)
+            self._settle(order, weighted)
+        return self._selection(order)
+
+    def _settle(self, order: list[ir.Node], weighted: list[ir.Node]) -> None:
+        """Sweep until demand flows only through nodes that did join: each time fewer do."""
+        names = {_name(node) for node in weighted}
+        refused = dict(self.reasons)
+        joined: set[str] | None = None
+        while True:
+            self.int8, self.absorbed, self.codes, self.tied = {}, {}, set(), {}
+            self.reasons = dict(refused)
+            demand = self._demand(order, names, joined)
             for node in weighted:
                 self._accept(node)
             for node in order:
@@ -118,7 +137,10 @@ class _Selector:
                     self._take_codes(node, demand)
                 else:
                     self._consider(node, demand)
-        return self._selection(order)
+            found = self.int8.keys() | self.absorbed.keys()
+            if found == joined:
+                return
+            joined = set(found)
 
     # -- weighted nodes ---------------------------------------------------------------------
 
@@ -127,10 +149,18 @@ class _Selector:
         if rule is None or rule.role is not Role.WEIGHTED:
             return False
         slow = self.target.slow_convolutions.get(convolution_kind(node), "")
-        reason = _unsupported(node, rule) or self._wish(node) or slow
+        reason = _unsupported(node, rule) or self._unfit(node) or self._wish(node) or slow
         if reason:
             self.reasons[_name(node)] = reason
         return not reason
+
+    def _unfit(self, node: ir.Node) -> str:
+        """Return why no grid can hold what a node reads or makes, or nothing."""
+        rule = self.rules[node.op_type]
+        for value in (*_moved(node, rule), tail(node, self.rules)):
+            if _value(value) in self.wishes.tensors:
+                return f"{value.name} holds infinite values: no grid covers them"
+        return ""
 
     def _wish(self, node: ir.Node) -> str:
         name = _name(node)
@@ -165,12 +195,20 @@ class _Selector:
 
     # -- followers and carriers -------------------------------------------------------------
 
-    def _demand(self, order: list[ir.Node], weighted: set[str | None]) -> set[str]:
-        """Return the values whose codes would reach a weighted int8 node."""
+    def _demand(
+        self, order: list[ir.Node], weighted: set[str], joined: set[str] | None
+    ) -> set[str]:
+        """Return the values whose codes would reach a weighted int8 node.
+
+        Args:
+            order: All nodes.
+            weighted: Names of the weighted int8 nodes.
+            joined: Other nodes that may pass codes on; None for all that the target knows.
+        """
         demand: set[str] = set()
         for node in reversed(order):
             rule = self._rule(node)
-            if rule is None:
+            if rule is None or (joined is not None and _name(node) not in joined):
                 continue
             if node.name in weighted:
                 demand.update(
@@ -193,7 +231,7 @@ class _Selector:
         if rule.role is Role.ABSORBED:
             self.reasons[name] = "follows no int8 node that could absorb it"
             return
-        reason = self._obstacle(node, rule, demand) or self._wish(node)
+        reason = self._obstacle(node, rule, demand) or self._unfit(node) or self._wish(node)
         if reason:
             self.reasons[name] = reason
             return
@@ -211,9 +249,8 @@ class _Selector:
         moved = _moved(node, rule)
         if not all(is_float(v) for v in (*moved, *node.outputs)):
             return "not a float32 operation"
-        if not any(_value(tail(node, self.rules)) in demand for _ in node.outputs) and not any(
-            _value(out) in demand for out in node.outputs
-        ):
+        wanted = any(_value(v) in demand for v in (*node.outputs, tail(node, self.rules)))
+        if not wanted:
             return "no int8 node reads it: staying in float saves a rounding"
         plain = [v for v in moved if not is_constant(v)]
         if not plain:
@@ -221,8 +258,6 @@ class _Selector:
         for value in plain:
             if _value(value) not in self.codes:
                 return f"its input {value.name} is float"
-        if rule.role is Role.FOLLOWER and len(plain) < len(moved) and node.op_type == "Concat":
-            return ""
         return _unsupported(node, rule)
 
     # -- outcome ----------------------------------------------------------------------------

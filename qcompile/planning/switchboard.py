@@ -114,9 +114,12 @@ class _Wiring:
         self.tensors: dict[str, list[str]] = {}
         self.grids: dict[str, tuple[ir.Value, ir.Value]] = {}
         self.rounded: dict[str, ir.Value] = {}
+        self.originals: dict[ir.Value, ir.Value] = {}
         self.units: list[str] = []
         self._judge()
         nodes = [n for n in model.graph if self._is_unit(n)]
+        for node in nodes:
+            self._flag(node)
         ends = {n.name or "": self._end(n) for n in nodes}
         for node in nodes:
             self._switch_output(node, ends[node.name or ""])
@@ -194,6 +197,7 @@ class _Wiring:
             )
             branches.append(branch.graph([branch.add(copy)]))
         result = self._branch(node, old, switch, *branches)
+        self.originals[result] = old
         if old.is_graph_output():
             for index, output in enumerate(self.graph.outputs):
                 if output is old:
@@ -205,7 +209,7 @@ class _Wiring:
 
     def _taken(self, value: ir.Value | None, branch: "_Branch", unit: str) -> ir.Value | None:
         """Return what the rounding branch reads in place of an input."""
-        name = value.name or "" if value is not None else ""
+        name = self._name(value)
         tensor = self.plan.tensors.get(name)
         source = self.selection.tied.get(name, name)
         if value is None or tensor is None or tensor.kind == "bias":
@@ -225,6 +229,10 @@ class _Wiring:
             self.tensors[unit].append(source)
         return branch.rounded(value)
 
+    def _name(self, value: ir.Value | None) -> str:
+        """Return the name that the plan has for a value, which a switch may stand for."""
+        return (self.originals.get(value, value).name or "") if value is not None else ""
+
     def _flag(self, node: ir.Node) -> ir.Value:
         name = node.name or ""
         for value in self.graph.inputs:
@@ -239,7 +247,8 @@ class _Wiring:
 
     def grid(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the scale and zero point inputs of a value's grid."""
-        name = self.selection.tied.get(value.name or "", value.name or "")
+        name = self._name(value)
+        name = self.selection.tied.get(name, name)
         if name not in self.grids:
             code = ir.DataType[self.plan.tensors[name].type.upper()]
             made = [

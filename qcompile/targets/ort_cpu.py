@@ -146,4 +146,5 @@ ORT_CPU = Target(
         "ragged depthwise": "the int8 depthwise kernel takes multiples of 16 channels; others are "
         "slower than float",
     },
+    pays_from=24.0,
 )

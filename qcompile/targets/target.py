@@ -80,6 +80,8 @@ class Target:
         costs: Operators that only lose by int8 here, with the measured reason.
         slow_convolutions: Kinds of convolution (``grouped``, ``ragged depthwise``: channels that
             are no multiple of 16) whose int8 kernel is slower than float, with the reason.
+        pays_from: Multiply-adds for each element that crosses between float and codes from which
+            an int8 node is faster than a float one.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Target:
     dynamic: Mapping[str, OperatorRule]
     costs: Mapping[str, str]
     slow_convolutions: Mapping[str, str]
+    pays_from: float
 
     def rules(self, scheme: str) -> Mapping[str, OperatorRule]:
         """Return the operator rules of a scheme."""

@@ -1,0 +1,91 @@
+"""Leaves in float what int8 would not speed up: little arithmetic between large float tensors.
+
+A tensor that passes between float and codes costs a QuantizeLinear or DequantizeLinear over all its
+elements. Inside an int8 region nothing crosses and int8 always pays; a depthwise convolution with a
+float activation function on both sides crosses twice for nine multiply-adds an element.
+"""
+
+import math
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from qcompile.graph.walk import consumers
+from qcompile.graph.work import multiply_adds
+from qcompile.planning.select import Selection, Wishes, select
+from qcompile.targets.target import Output, Target
+
+
+def select_paying(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
+    """Select nodes, and again without those that do not pay, until all do.
+
+    Args:
+        model: The lowered graph.
+        target: What the engine can run; its ``pays_from`` is the limit.
+        scheme: int8 or int8-dynamic.
+        wishes: What stays in float anyway.
+    """
+    selection = select(model, target, scheme, wishes)
+    while scheme == "int8":
+        poor = {
+            node.name or "": reason
+            for node in model.graph
+            if (reason := _why_poor(node, selection, target)) is not None
+        }
+        if not poor:
+            break
+        wishes = replace(wishes, nodes={**poor, **wishes.nodes})
+        selection = select(model, target, scheme, wishes)
+    return selection
+
+
+def _why_poor(node: ir.Node, selection: Selection, target: Target) -> str | None:
+    entry = selection.nodes[node.name or ""]
+    rule = target.static.get(node.op_type)
+    if entry.precision != "int8" or rule is None or rule.weight is None:
+        return None
+    crossing = _crossing_in(node.inputs[0], selection)
+    if rule.output is Output.CODES:
+        crossing += _crossing_out(node, selection)
+    if not crossing:
+        return None
+    ratio = multiply_adds(node) / crossing
+    if ratio >= target.pays_from:
+        return None
+    return (
+        f"int8 would not pay: {ratio:.3g} multiply-adds for each element that is rounded or "
+        f"converted back for it (it pays from {target.pays_from:g})"
+    )
+
+
+def _crossing_in(value: ir.Value | None, selection: Selection) -> float:
+    """Return the elements that are rounded for one reader, shared with the other int8 readers."""
+    if value is None or _is_int8(value.producer(), selection):
+        return 0.0
+    readers = sum(_is_int8(node, selection) for node, _ in consumers(value))
+    return _elements(value) / max(readers, 1)
+
+
+def _crossing_out(node: ir.Node, selection: Selection) -> float:
+    """Return the elements that are converted back because something reads them as float."""
+    value = node.outputs[0]
+    uses = consumers(value)
+    if len(uses) == 1 and "vanishes" in selection.nodes[uses[0][0].name or ""].reason:
+        value = uses[0][0].outputs[0]
+        uses = consumers(value)
+    read_as_float = value.is_graph_output() or any(
+        not _is_int8(reader, selection) for reader, _ in uses
+    )
+    return _elements(value) if read_as_float else 0.0
+
+
+def _is_int8(node: ir.Node | None, selection: Selection) -> bool:
+    entry = selection.nodes.get(node.name or "") if node is not None else None
+    return entry is not None and entry.precision == "int8"
+
+
+def _elements(value: ir.Value) -> float:
+    """Return a value's elements; a dynamic dimension counts as one, as in ``multiply_adds``."""
+    if value.shape is None:
+        return 0.0
+    return float(math.prod(dim for dim in value.shape if isinstance(dim, int)))

@@ -1,0 +1,49 @@
+"""The target table as data: complete, and pointing at what exists. ORT runs it in test_insert_qdq."""
+
+import onnx.defs
+import pytest
+
+from qcompile.errors import RecipeError
+from qcompile.recipe import Recipe
+from qcompile.runtime.host import host_cpu
+from qcompile.targets import TARGETS, target_named
+from qcompile.targets.ort_cpu import ORT_CPU
+from qcompile.targets.target import OperatorRule, Role
+
+RULES = [*ORT_CPU.static.values(), *ORT_CPU.dynamic.values()]
+
+
+def test_targets_by_name():
+    assert target_named("ort-cpu") is ORT_CPU
+    assert list(TARGETS) == [target.name for target in TARGETS.values()]
+    with pytest.raises(RecipeError, match=r"--target toaster: no such target; there are: ort-cpu"):
+        target_named("toaster")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.op)
+def test_rules_fit_the_operators_of_the_standard(rule: OperatorRule):
+    schema = onnx.defs.get_schema(rule.op, ORT_CPU.opset)
+    inputs = schema.max_input
+    indices = [*rule.activations, *(i for i in (rule.weight, rule.bias) if i is not None)]
+    assert all(index < inputs for index in indices)
+    assert (rule.weight is not None) == (rule.role is Role.WEIGHTED)
+    assert (rule.role in (Role.WEIGHTED, Role.FOLLOWER)) == bool(rule.kernels)
+
+
+def test_tables_are_keyed_by_operator_and_do_not_contradict_each_other():
+    for table in (ORT_CPU.static, ORT_CPU.dynamic):
+        assert all(op == rule.op for op, rule in table.items())
+    assert not set(ORT_CPU.costs) & set(ORT_CPU.static)
+    assert all(reason.strip() for reason in ORT_CPU.costs.values())
+    assert set(ORT_CPU.rules("int8-dynamic")) < set(ORT_CPU.rules("int8"))
+
+
+def test_every_instruction_set_has_types():
+    choices = Recipe.model_fields["cpu"].annotation
+    assert set(ORT_CPU.types) == {"avx2", "avx512", "vnni", "arm"}
+    assert all(cpu in str(choices) for cpu in ORT_CPU.types)
+    assert host_cpu() in ORT_CPU.types
+    for cpu, types in ORT_CPU.types.items():
+        assert types.why
+        assert types.reduce_range == (cpu in ("avx2", "avx512")), "vpmaddubsw saturates there"
+        assert types.activation == ("int8" if cpu == "arm" else "uint8")
