@@ -78,7 +78,9 @@ def test_each_entry_is_one_line(tmp_path):
     path.write_text(PLAN.text(), "utf-8")
     lines = PLAN.text().splitlines()
     for name in ("x", "w", "conv"):
-        assert sum(f'"{name}": {{' in line and line.rstrip(",").endswith("}") for line in lines) == 1
+        assert (
+            sum(f'"{name}": {{' in line and line.rstrip(",").endswith("}") for line in lines) == 1
+        )
     assert read_plan(path) == PLAN
 
 
@@ -105,7 +107,11 @@ EDITS = {
     "scale text": (("tensors", "x", "scale"), ["big"], "tensors.x.scale.0: .*valid number"),
     "lengths": (("tensors", "w", "scale"), [1.0], "tensors.w: .*differ in length"),
     "no axis": (("tensors", "w", "axis"), None, "tensors.w: .*need an axis"),
-    "zero point": (("tensors", "x", "zero_point"), [256], "tensors.x: .*outside the range of uint8"),
+    "zero point": (
+        ("tensors", "x", "zero_point"),
+        [256],
+        "tensors.x: .*outside the range of uint8",
+    ),
     "version": (("version",), 2, "version: Input should be 1"),
     "no nodes": (("nodes",), None, "nodes: Input should be"),
 }

@@ -122,13 +122,14 @@ class _Selector:
         return self._selection(order)
 
     def _settle(self, order: list[ir.Node], weighted: list[ir.Node]) -> None:
-        """Sweep until demand flows only through nodes that did join: each time fewer do."""
+        """Sweep until demand flows only through nodes that did join: each time fewer do.
+
+        A node that was refused stays refused, with its first reason.
+        """
         names = {_name(node) for node in weighted}
-        refused = dict(self.reasons)
         joined: set[str] | None = None
         while True:
             self.int8, self.absorbed, self.codes, self.tied = {}, {}, set(), {}
-            self.reasons = dict(refused)
             demand = self._demand(order, names, joined)
             for node in weighted:
                 self._accept(node)

@@ -54,7 +54,7 @@ def model() -> ir.Model:
 
 def test_facts_are_checked_before_anything_runs():
     graph = model()
-    with pytest.raises(PassError, match="pass renames needs NAMED .*every node and value"):
+    with pytest.raises(PassError, match=r"pass renames needs NAMED .*every node and value"):
         run_passes(graph, [Renames()])
     assert next(iter(graph.graph)).name == "n"
     assert check_order([Renames()], NAMED) == {Fact.NAMED, Fact.CANONICAL}
@@ -101,7 +101,7 @@ def test_a_lie_about_modified_is_found():
 def test_a_failure_names_the_pass_and_an_error_for_people_stays_one():
     with pytest.raises(PassError, match="pass fails failed: on purpose"):
         run_passes(model(), [Fails()], holds=NAMED)
-    with pytest.raises(ModelError, match="^on purpose$"):
+    with pytest.raises(ModelError, match=r"^on purpose$"):
         run_passes(model(), [Fails(to="model")], holds=NAMED)
 
 

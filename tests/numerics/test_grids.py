@@ -106,9 +106,7 @@ def test_halves_round_to_even():
     )
 
 
-def reference(
-    values: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int
-) -> np.ndarray:
+def reference(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarray:
     """Run QuantizeLinear of ONNX Runtime."""
     node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], axis=axis)
     kind = helper.np_dtype_to_tensor_dtype(zero.dtype)

@@ -37,7 +37,8 @@ def network(**weights: np.ndarray) -> ir.Model:
     """
     sizes = {"w1": 3, "w2": 3, "w3": 5, "w4": 5}
     given = {
-        name: normal(i, 16, 16, size, size, scale=0.1) for i, (name, size) in enumerate(sizes.items())
+        name: normal(i, 16, 16, size, size, scale=0.1)
+        for i, (name, size) in enumerate(sizes.items())
     }
     return graph_of(PICTURE, body, **{**given, **weights})
 
@@ -105,7 +106,8 @@ def test_a_planted_noisy_layer_is_found_and_left_in_float():
     plan, codes, _ = made(model, samples)
     assert set(floats(plan)) == {"c2", "r2"}
     assert re.fullmatch(
-        r"in int8 it alone causes \d+% of the noise at the outputs, with \d+\.\d% of the arithmetic",
+        r"in int8 it alone causes \d+% of the noise at the outputs, "
+        r"with \d+\.\d% of the arithmetic",
         floats(plan)["c2"],
     )
     assert gain(model, samples, plan, codes) > 6

@@ -117,7 +117,11 @@ REFUSED = {
         "[n] y = Gemm <transA=1> (x, s)",
         "Gemm with alpha, beta or transA",
     ),
-    "bias of rows": (ROWS, "[n] y = Gemm(x, s, rows)", "its bias is not one number for each column"),
+    "bias of rows": (
+        ROWS,
+        "[n] y = Gemm(x, s, rows)",
+        "its bias is not one number for each column",
+    ),
     "double": ("double[1, 2] x", "[n] y = MatMul(x, wide)", "not a float32 operation"),
     "softmax": (ROWS, "[n] y = Softmax(x)", "the int8 kernel is 7.5 times slower"),
     "unknown": (ROWS, "[n] y = Sin(x)", "ort-cpu has no int8 kernel for Sin"),
@@ -150,9 +154,7 @@ def test_slow_convolutions_stay_in_float():
     kinds = {"grouped": (16, 4, 4), "ragged depthwise": (18, 1, 18), "": (16, 1, 16)}
     for kind, (channels, depth, group) in kinds.items():
         body = f"[n] y = Conv <group={group}> (x, w)"
-        model = graph_of(
-            f"float[1, {channels}, 8, 8] x", body, w=normal(1, channels, depth, 3, 3)
-        )
+        model = graph_of(f"float[1, {channels}, 8, 8] x", body, w=normal(1, channels, depth, 3, 3))
         entry = select(model, ORT_CPU, "int8", Wishes()).nodes["n"]
         assert entry.precision == ("float" if kind else "int8")
         assert not kind or entry.reason == ORT_CPU.slow_convolutions[kind]
@@ -171,7 +173,8 @@ def test_slow_convolutions_stay_in_float():
     ],
 )
 def test_only_what_rounding_does_is_absorbed(call, absorbed):
-    body = f"[c1] a = Conv(x, v)\n[k] z = ReduceMax <keepdims=0> (x)\n[act] p = {call}\n[c2] y = Conv(p, v)"
+    limit = "[k] z = ReduceMax <keepdims=0> (x)"
+    body = f"[c1] a = Conv(x, v)\n{limit}\n[act] p = {call}\n[c2] y = Conv(p, v)"
     found = chosen(PICTURE, body)
     assert found.nodes["act"].precision == ("int8" if absorbed else "float")
     assert ("a" in found.activations) != absorbed
@@ -208,20 +211,25 @@ def test_carriers_share_the_grid_of_what_they_carry():
     assert found.activations == ["x", "a", "p", "q", "y"]
 
 
-def test_interpolation_and_run_time_bounds_are_no_carriers():
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (
+            'Resize <mode="linear"> (a, , scales)',
+            "interpolates: only nearest moves codes as they are",
+        ),
+        ("Slice(a, start, end)", "its bounds are computed at run time"),
+    ],
+)
+def test_interpolation_and_run_time_bounds_are_no_carriers(call, reason):
     scales = np.asarray([1, 1, 2, 2], np.float32)
-    body = """
-    [c1] a = Conv(x, v)
-    [r] p = Resize <mode="linear"> (a, , scales)
-    [sl] q = Slice(p, start, end)
-    [c2] y = Conv(q, v)
-    """
     inputs = "float[1, 16, 12, 12] x, int64[1] start, int64[1] end"
+    body = f"[c1] a = Conv(x, v)\n[n] p = {call}\n[c2] y = Conv(p, v)"
     model = graph_of(inputs, body, scales=scales, v=WEIGHTS["v"])
     found = select(model, ORT_CPU, "int8", Wishes())
-    assert found.nodes["r"].reason == "interpolates: only nearest moves codes as they are"
-    assert found.nodes["sl"].reason.startswith("its input p is float")
-    assert precisions(found)["c2"] == "int8"
+    assert found.nodes["n"].precision == "float"
+    assert found.nodes["n"].reason == reason
+    assert precisions(found)["c1"] == precisions(found)["c2"] == "int8"
 
 
 def test_followers_do_not_begin_a_region():
@@ -236,7 +244,9 @@ def test_followers_do_not_end_a_region():
     body = "[c] a = Conv(x, v)\n[s] p = Sigmoid(a)\n[add] y = Add(p, a)"
     found = chosen(PICTURE, body)
     for name in ("s", "add"):
-        assert found.nodes[name].reason == "no int8 node reads it: staying in float saves a rounding"
+        assert (
+            found.nodes[name].reason == "no int8 node reads it: staying in float saves a rounding"
+        )
 
 
 def test_subgraphs_stay_in_float_and_their_nodes_are_listed():

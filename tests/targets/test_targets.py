@@ -1,4 +1,4 @@
-"""The target table as data: complete, and pointing at what exists. ORT runs it in test_insert_qdq."""
+"""The target table as data: complete, and without contradictions. test_insert_qdq runs it."""
 
 import onnx.defs
 import pytest

@@ -1,0 +1,82 @@
+"""Golden cases of the passes that write a plan; every range is -1 to 1, behind a Relu 0 to 1."""
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompile.graph.dump import dump
+from qcompile.graph.protocol import GraphPass
+from qcompile.graph.verify import verify
+from qcompile.passes.dynamic_matmul import DynamicMatmul
+from qcompile.passes.fence_float_nodes import FenceFloatNodes
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.name_values import NameValues
+from qcompile.plan import Plan
+from qcompile.planning.plan import activations_of, assemble
+from qcompile.planning.ranges import Choice
+from qcompile.planning.select import Wishes, select
+from qcompile.targets.ort_cpu import ORT_CPU
+from tests.passes.test_golden import GOLDEN, case_id, read, signature
+from tests.passes.tools import prepared
+
+SCHEMES = {"insert-qdq": "int8", "fence-float-nodes": "int8", "dynamic-matmul": "int8-dynamic"}
+CASES = sorted(path for name in SCHEMES for path in (GOLDEN / name).glob("*.txt"))
+
+
+def planned(model: ir.Model, scheme: str) -> Plan:
+    wishes = Wishes(patterns=("*left*",))
+    chosen = select(model, ORT_CPU, scheme, wishes)
+    made = {out.name: node.op_type for node in model.graph for out in node.outputs}
+    choices = {
+        name: Choice(0.0 if made.get(name) == "Relu" else -1.0, 1.0, "minmax", {})
+        for name in activations_of(chosen)
+    }
+    return assemble(model, chosen, ORT_CPU, "vnni", scheme, choices)
+
+
+def step_for(path: Path, model: ir.Model) -> GraphPass:
+    name = path.parent.name
+    if name == "fence-float-nodes":
+        return FenceFloatNodes()
+    plan = planned(model, SCHEMES[name])
+    return InsertQdq(plan=plan) if name == "insert-qdq" else DynamicMatmul(plan=plan)
+
+
+def loaded(path: Path) -> tuple[str, ir.Model, GraphPass, str]:
+    head, model, after = read(path)
+    prepared(model, InsertQdq())
+    return head, model, step_for(path, model), after
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_golden(path: Path, update_golden: bool) -> None:
+    head, model, step, after = loaded(path)
+    modified = step(model).modified
+    assert head.startswith("changes: " if modified else "unchanged: "), dict(step.refusals)
+    if update_golden:
+        kept = path.read_text("utf-8").partition("--- after\n")[0]
+        path.write_text(f"{kept}--- after\n{dump(model)}", "utf-8")
+    else:
+        assert dump(model) == after
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_contract(path: Path) -> None:
+    _, model, step, _ = loaded(path)
+    text, interface = dump(model), signature(model)
+    modified = step(model).modified
+    assert modified == (dump(model) != text)
+    assert signature(model) == interface
+    assert not step(model).modified, "the second run must find nothing"
+    NameValues()(model)
+    verify(model)
+    onnx.checker.check_model(ir.to_proto(model))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_golden_shows_a_change_and_a_refusal(name: str) -> None:
+    heads = [path.read_text("utf-8") for path in CASES if path.parent.name == name]
+    assert any(head.startswith("changes: ") for head in heads)
+    assert any(head.startswith("unchanged: ") for head in heads)
