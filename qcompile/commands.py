@@ -25,7 +25,8 @@ from qcompile.numerics.ranges import range_of
 from qcompile.plan import Plan
 from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import activations_of, wishes_of
-from qcompile.planning.select import Selection, Wishes
+from qcompile.planning.select import Selection
+from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Calibration, Cpu, Recipe
 from qcompile.report.results import (

@@ -34,7 +34,7 @@ from qcompile.compare.metric import Metric, load_metric
 from qcompile.compare.results import Comparison
 from qcompile.data import Source, Split, split_data
 from qcompile.emit.ort_file import load_engine, write_engine, write_optimized
-from qcompile.errors import GateError, ModelError, RecipeError
+from qcompile.errors import EngineError, GateError, ModelError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, load
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
@@ -54,7 +54,7 @@ from qcompile.planning.plan import (
     codes_of,
     wishes_of,
 )
-from qcompile.planning.select import unmatched
+from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Cpu, Recipe
 from qcompile.report.json_text import json_text
@@ -340,13 +340,19 @@ class _Job:
         )
         return worst_first([*activations, *weights])
 
-    def _time(self, loaded: Loaded, engine: Path, data: Split) -> Timing:
+    def _time(self, loaded: Loaded, engine: Path, data: Split) -> Timing | None:
         samples = data.evaluation or data.calibration
         if samples is None:
             self.clock.notice("timed on made-up inputs, for there are no samples")
         feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.session.inputs)
         self.clock.step("time", 0, 1)
-        timing = time_pair(self.path, engine, feeds)
+        try:
+            timing = time_pair(self.path, engine, feeds)
+        except EngineError as error:
+            if samples is not None:
+                raise
+            self.clock.notice(f"neither run nor timed: made-up inputs do not fit ({error})")
+            return None
         self.clock.step("time", 1, 1)
         return timing
 

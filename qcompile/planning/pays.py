@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from qcompile.graph.walk import consumers
 from qcompile.graph.work import multiply_adds
-from qcompile.planning.select import Selection, Wishes, select
+from qcompile.planning.select import Selection, select
+from qcompile.planning.wishes import Wishes
 from qcompile.targets.target import Output, Target
 
 

@@ -12,12 +12,20 @@ from qcompile.numerics.grids import Codes
 from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.pays import select_paying
 from qcompile.planning.probe import Probe
-from qcompile.planning.protect import best_start, retried, too_loud, unit_noise
+from qcompile.planning.protect import (
+    BETTER,
+    all_noise,
+    best_start,
+    retried,
+    too_loud,
+    unit_noise,
+)
 from qcompile.planning.ranges import METHODS, Choice, by_method, choose_ranges
 from qcompile.planning.rounding import Rounded, solve_codes
-from qcompile.planning.select import Selection, Wishes
+from qcompile.planning.select import Selection
 from qcompile.planning.switchboard import Switchboard
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
+from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
 from qcompile.recipe import Cpu, Recipe
 from qcompile.samples import Samples, Subset
@@ -180,8 +188,15 @@ class Planner:
         total, alone = unit_noise(board, choices, self.progress)
         kept = too_loud(alone, work, total)
         if kept:
-            selection = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
-            board, choices = judge(selection, self.choose(selection, samples))
+            fewer = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
+            again = judge(fewer, self.choose(fewer, samples))
+            if all_noise(*again) < BETTER * total:
+                selection, (board, choices) = fewer, again
+            else:
+                self.progress.notice(
+                    f"leaving {len(kept)} loud nodes in float would not make the outputs quieter: "
+                    "what they read is rounded all the same"
+                )
         choices = retried(board, choices, self.alternatives(selection), alone)
         return self.plan(selection, choices)
 

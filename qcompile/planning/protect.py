@@ -50,6 +50,11 @@ def best_start(
     return dict(candidates[best if noise[best] < BETTER * noise[first] else first])
 
 
+def all_noise(board: Switchboard, choices: Mapping[str, Choice]) -> float:
+    """Return noise over signal at the outputs with everything rounded."""
+    return board.noise(_ranges(choices), board.units)
+
+
 def unit_noise(
     board: Switchboard, choices: Mapping[str, Choice], progress: Progress
 ) -> tuple[float, dict[str, float]]:

@@ -56,8 +56,11 @@ def plan_tensors(
         plans[name] = (
             constant_plan(values, types) if axis is None else weight_plan(values, axis, types)
         )
-    for name, node in selection.biases.items():
-        plans[name] = _bias_plan(model, name, node, plans)
+    nodes = {node.name: node for node in model.graph}
+    for name, owner in selection.biases.items():
+        _widen_weight(model, name, nodes[owner], plans)
+    for name, owner in selection.biases.items():
+        plans[name] = _bias_plan(nodes[owner], plans)
     return plans
 
 
@@ -89,22 +92,21 @@ def constant_plan(values: np.ndarray, types: Types) -> TensorPlan:
     )
 
 
-def _bias_plan(
-    model: ir.Model, name: str, node_name: str, plans: dict[str, TensorPlan]
-) -> TensorPlan:
-    """Return the bias grid: scale of the input times scale of the weight, as the kernels demand.
-
-    A channel of tiny weights behind a large bias would overflow int32: its weight scale grows.
-    """
-    node = next(n for n in model.graph if n.name == node_name)
-    data, weight = (plans[node.inputs[i].name] for i in (0, 1))  # type: ignore[union-attr,index]
-    weight_name = node.inputs[1].name  # type: ignore[union-attr]
-    bias = np.abs(values_of(model, name).astype(np.float64)).reshape(-1)
-    needed = np.broadcast_to(bias, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
+def _widen_weight(model: ir.Model, bias: str, node: ir.Node, plans: dict[str, TensorPlan]) -> None:
+    """Let the scale of tiny weights behind a large bias grow until the bias fits into its codes."""
+    data, weight = (plans[_input_name(node, i)] for i in (0, 1))
+    values = np.abs(values_of(model, bias).astype(np.float64)).reshape(-1)
+    needed = np.broadcast_to(values, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
     scales = np.maximum(weight.scale, needed).astype(np.float32)
     if not np.array_equal(scales, np.asarray(weight.scale, np.float32)):
-        plans[weight_name or ""] = weight.model_copy(update={"scale": [float(s) for s in scales]})
-    product = (np.float32(data.scale[0]) * scales).astype(np.float32)
+        wider = weight.model_copy(update={"scale": [float(s) for s in scales]})
+        plans[_input_name(node, 1)] = wider
+
+
+def _bias_plan(node: ir.Node, plans: dict[str, TensorPlan]) -> TensorPlan:
+    """Return the bias grid: scale of the input times scale of the weight, as the kernels demand."""
+    data, weight = (plans[_input_name(node, i)] for i in (0, 1))
+    product = np.float32(data.scale[0]) * np.asarray(weight.scale, np.float32)
     return TensorPlan(
         kind="bias",
         type="int32",
@@ -113,6 +115,11 @@ def _bias_plan(
         zero_point=[0] * len(product),
         method="fixed",
     )
+
+
+def _input_name(node: ir.Node, index: int) -> str:
+    value = node.inputs[index]
+    return (value.name or "") if value is not None else ""
 
 
 def values_of(model: ir.Model, name: str) -> np.ndarray:

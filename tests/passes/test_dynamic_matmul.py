@@ -13,7 +13,8 @@ from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.own_constants import OwnConstants
 from qcompile.plan import Plan
 from qcompile.planning.plan import assemble
-from qcompile.planning.select import Wishes, select
+from qcompile.planning.select import select
+from qcompile.planning.wishes import Wishes
 from qcompile.recipe import Cpu
 from qcompile.runtime.ort import Session, kernels
 from qcompile.targets.ort_cpu import ORT_CPU

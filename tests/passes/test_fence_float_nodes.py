@@ -8,7 +8,7 @@ import pytest
 from qcompile.graph.protocol import Fact
 from qcompile.graph.runner import run_passes
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
-from qcompile.planning.select import Wishes
+from qcompile.planning.wishes import Wishes
 from qcompile.runtime.ort import Session, kernels
 from tests.passes.tools import relative_l2
 from tests.planning.tools import Quantized, feeds_of, graph_of, normal, quantize_graph

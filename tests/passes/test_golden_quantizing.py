@@ -16,7 +16,8 @@ from qcompile.passes.name_values import NameValues
 from qcompile.plan import Plan
 from qcompile.planning.plan import activations_of, assemble
 from qcompile.planning.ranges import Choice
-from qcompile.planning.select import Wishes, select
+from qcompile.planning.select import select
+from qcompile.planning.wishes import Wishes
 from qcompile.targets.ort_cpu import ORT_CPU
 from tests.passes.test_golden import GOLDEN, case_id, read, signature
 from tests.passes.tools import prepared

@@ -14,7 +14,8 @@ from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.planning.plan import activations_of, assemble
 from qcompile.planning.ranges import Choice, by_method
-from qcompile.planning.select import Wishes, select
+from qcompile.planning.select import select
+from qcompile.planning.wishes import Wishes
 from qcompile.progress import Silent
 from qcompile.recipe import Calibration
 from qcompile.runtime.made_up import made_up_feeds

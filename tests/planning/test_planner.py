@@ -113,11 +113,6 @@ def test_a_planted_noisy_layer_is_found_and_left_in_float():
     assert gain(model, samples, plan, codes) > 6
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the reader of a tensor that must not be rounded is left in float, but the tensor's "
-    "int8 producer, too expensive to leave, rounds it all the same: nothing is gained",
-)
 def test_what_is_left_in_float_lowers_the_noise():
     """Differences of nearly equal channels: what is left of them is the rounding of p."""
     half = normal(2, 16, 8, 1, 1)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from qcompile.planning.select import Selection, Wishes, select
+from qcompile.planning.select import Selection, select
+from qcompile.planning.wishes import Wishes
 from qcompile.targets.ort_cpu import ORT_CPU
 from tests.planning.tools import graph_of, normal, quantize_graph
 

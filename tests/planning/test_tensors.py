@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import PlanError
-from qcompile.planning.select import Wishes, select
+from qcompile.planning.select import select
 from qcompile.planning.tensors import activation_plan, constant_plan, plan_tensors, weight_plan
+from qcompile.planning.wishes import Wishes
 from qcompile.targets.ort_cpu import ORT_CPU
 from tests.planning.tools import Quantized, feeds_of, graph_of, normal, quantize_graph
 

@@ -20,7 +20,8 @@ from qcompile.passes.name_values import NameValues
 from qcompile.plan import Plan
 from qcompile.planning.plan import activations_of, assemble
 from qcompile.planning.ranges import Choice
-from qcompile.planning.select import Selection, Wishes, select
+from qcompile.planning.select import Selection, select
+from qcompile.planning.wishes import Wishes
 from qcompile.recipe import Cpu
 from qcompile.runtime.ort import Session, kernel_nodes
 from qcompile.samples import Array, Feeds
