@@ -189,11 +189,10 @@ class _Selector:
         data = [v for v in moved(node, rule) if not is_constant(v)]
         self.codes.update(value_name(v) for v in data)
         if rule.role is Role.CARRIER:
+            source = value_name(data[0])
             for out in node.outputs:
                 self.codes.add(value_name(out))
-                self.tied[value_name(out)] = self.tied.get(
-                    value_name(moved[0]), value_name(moved[0])
-                )
+                self.tied[value_name(out)] = self.tied.get(source, source)
         else:
             self._take_codes(node, demand | {value_name(tail(node, self.rules))})
 
