@@ -228,8 +228,6 @@ def build(
     and run; the engine is then compared with the float model on samples that calibration did not
     see, and timed against it.
     """
-    from qcompile import pipeline
-
     options = {
         "scheme": "int8-dynamic" if dynamic else "int8" if int8 else None,
         "target": target,
@@ -251,8 +249,10 @@ def build(
         "metric": metric,
         "jobs": jobs,
     }
-    screen = Screen(quiet=quiet, as_json=as_json)
     asked = recipe_from(said(options), recipe)
+    from qcompile import pipeline  # takes a second: not for a recipe that is refused
+
+    screen = Screen(quiet=quiet, as_json=as_json)
     try:
         with screen.progress() as progress:
             report = pipeline.build(

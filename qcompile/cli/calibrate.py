@@ -67,10 +67,10 @@ def calibrate(
     Builds of the same model on the same samples then reuse the statistics, whatever their method.
     The answer lists what was seen of each tensor and, for a single method, the range it gives.
     """
-    from qcompile import commands
-
     options = {"calibration": {"method": calib_method, "samples": calib_samples}, "jobs": jobs}
     asked = recipe_from(said(options), recipe)
+    from qcompile import commands
+
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
         result = commands.calibrate(

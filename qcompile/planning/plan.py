@@ -13,7 +13,7 @@ from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.pays import select_paying
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import (
-    BETTER,
+    GAIN,
     all_noise,
     best_start,
     retried,
@@ -190,12 +190,12 @@ class Planner:
         if kept:
             fewer = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
             again = judge(fewer, self.choose(fewer, samples))
-            if all_noise(*again) < BETTER * total:
+            if all_noise(*again) < GAIN * total:
                 selection, (board, choices) = fewer, again
             else:
                 self.progress.notice(
-                    f"leaving {len(kept)} loud nodes in float would not make the outputs quieter: "
-                    "what they read is rounded all the same"
+                    f"leaving the loudest nodes ({len(kept)}) in float would hardly make the outputs "
+                    "quieter: all stay in int8"
                 )
         choices = retried(board, choices, self.alternatives(selection), alone)
         return self.plan(selection, choices)

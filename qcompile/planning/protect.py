@@ -12,8 +12,8 @@ from qcompile.planning.ranges import Choice
 from qcompile.planning.switchboard import Switchboard
 from qcompile.progress import Progress
 
-QUIET = 1e-3
-"""Noise over signal (30 dB) below which nothing is left in float for accuracy's sake."""
+QUIET = 2e-3
+"""Noise over signal (27 dB) below which nothing is left in float for accuracy's sake."""
 
 SHARE = 0.02
 """A node must cause so much of all noise before it is left in float."""
@@ -26,6 +26,9 @@ FLOAT_WORK = 0.2
 
 RETRIED = 8
 """Loudest nodes whose ranges are tried again, by their effect on the outputs."""
+
+GAIN = 0.7
+"""Leaving nodes in float must bring the noise down to this share (1.5 dB): float costs time."""
 
 BETTER = 0.97
 """A changed range must lower the noise by this factor."""

@@ -1,42 +1,34 @@
-"""The real command in this process: quick, and with the time measurement kept short."""
+"""Commands in ``tmp_path``: as processes, or in this one where only an option is varied."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qcompile.cli.main import main
 from qcompile.runtime.timing import time_pair
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
+from tests.cli import process
+from tests.cli.process import Ended
 
 Run = Callable[..., Ended]
 
 
 @pytest.fixture
-def run(
+def run(tmp_path: Path) -> Run:
+    """Run a command as a process."""
+    return partial(process.run, tmp_path)
+
+
+@pytest.fixture
+def run_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Run]:
-    """Run a command in ``tmp_path``, with a cache of its own beside it."""
+    """Run a command in this process: without its start-up, with little time spent on timing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
     for user in ("pipeline", "commands"):
         monkeypatch.setattr(f"qcompile.{user}.time_pair", partial(time_pair, seconds=0.05))
     handler = signal.getsignal(signal.SIGTERM)

@@ -1,0 +1,77 @@
+"""The command as a user runs it: a process of its own, in a folder, with a cache in that folder."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (sys.executable, "-m", "qcompile.cli.main")
+TERMINAL = ("CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS")
+"""Variables that change how output looks: only a test that names them has them."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in TERMINAL}
+    cache = str(folder / "cache")
+    return {**kept, "PYTHONPATH": str(ROOT), "QCOMPILE_CACHE": cache, **more}
+
+
+def start(folder: Path, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
+    """Start a command in ``folder`` with an empty stdin; ``more`` is added to its environment."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=folder,
+        env=environment(folder, **more),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str | Path, **more: str) -> Ended:
+    """Run a command to its end."""
+    with start(folder, *arguments, **more) as process:
+        return ended(process)
+
+
+def ended(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a command; one that hangs is killed."""
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ended(process.returncode, out, err)
+
+
+def shell(folder: Path, line: str, **more: str) -> Ended:
+    """Run a line of shell in which ``qcompile`` is the command."""
+    command = f"qcompile() {{ {' '.join(COMMAND)} \"$@\"; }}; {line}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(folder, **more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
