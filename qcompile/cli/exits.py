@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import typer
 
@@ -57,7 +58,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
         _say(f"error: {error.format_message()}{_where_help_is(error)}")
         return BAD_INPUT
     if isinstance(error, OSError):
-        _say(f"error: {error}")
+        _say(f"error: {_reason(error)}")
         return BAD_INPUT
     if isinstance(error, MemoryError):
         _say("error: out of memory; use fewer --jobs")
@@ -67,15 +68,22 @@ def _failed(error: Exception, *, debug: bool) -> int:
     return DEFECT
 
 
+def _reason(error: OSError) -> str:
+    """Return what the system refused, in the form of all other errors: the file first."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
 def _where_help_is(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     return f" (see {context.command_path} --help)" if context else ""
 
 
 def _say(message: str) -> None:
-    if sys.stderr is not None:
-        line = " ".join(message.split())
-        print(plain(line), file=sys.stderr, flush=True)
+    if sys.stderr is None:
+        return
+    with suppress(OSError):  # nobody can be told; the exit code still tells
+        print(plain(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
 def _drop_output() -> None:

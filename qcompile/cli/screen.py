@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rich.console import Console, RenderableType
 
+from qcompile.errors import OutputError
 from qcompile.progress import Silent
 from qcompile.report.json_text import json_text
 from qcompile.report.progress import ConsoleProgress
@@ -32,17 +33,31 @@ class Screen:
         return ConsoleProgress(console(stderr=True))
 
     def answer(self, result: Answer, render: Callable[[Answer], RenderableType]) -> None:
-        """Print a result on stdout: as JSON and nothing else, or rendered, or not when quiet."""
+        """Print a result on stdout: as JSON and nothing else, or rendered, or not when quiet.
+
+        Raises:
+            OutputError: The disk behind stdout is full, or it cannot be written otherwise.
+        """
         if sys.stdout is None:
             return
         if self._as_json:
-            sys.stdout.write(json_text(result))
+            _write(json_text(result))
         elif not self._quiet:
             out = console()
             with out.capture() as captured:
                 out.print(render(result))
             shown = (line.rstrip() for line in captured.get().splitlines())
-            sys.stdout.write("\n".join([*shown, ""]))
+            _write("\n".join([*shown, ""]))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written ({error.strerror})") from error
 
 
 def console(*, stderr: bool = False) -> Console:

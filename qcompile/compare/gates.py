@@ -7,7 +7,6 @@ from qcompile.numerics.intervals import Interval
 from qcompile.recipe import Gates
 from qcompile.runtime.timing import Timing
 
-
 EQUAL = 0.95
 """Ratio from which two models count as equally fast: the same pair moves by 5 % from run to run."""
 

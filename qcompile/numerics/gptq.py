@@ -12,6 +12,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
 
+BLOCK = 128
+"""Columns that are solved together; their errors reach all later columns in one matrix product."""
+
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean: what the samples did not excite."""
 
@@ -31,8 +34,16 @@ def round_columns(weights: Floats, scale: Floats, hessian: Floats, code_high: in
     order = np.argsort(-np.diag(hessian), kind="stable")
     factor = inverse_factor(hessian[np.ix_(order, order)])
     work = np.ascontiguousarray(weights[:, order], np.float64)
+    steps = np.ascontiguousarray(scale, np.float64)
     codes = np.empty(work.shape, np.int8)
-    _solve(work, np.ascontiguousarray(scale, np.float64), factor, code_high, codes)
+    for start in range(0, work.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        columns = np.ascontiguousarray(work[:, block])
+        errors, found = _solve(
+            columns, steps, np.ascontiguousarray(factor[block, block]), code_high
+        )
+        codes[:, block] = found
+        work[:, start + BLOCK :] -= errors @ factor[block, start + BLOCK :]
     restored = np.empty_like(codes)
     restored[:, order] = codes
     return restored
@@ -51,7 +62,20 @@ def inverse_factor(hessian: Floats) -> Floats:
     mean = float(diagonal.mean())
     damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.ascontiguousarray(np.triu(np.linalg.inv(upper)))
+    return _triangular_inverse(np.ascontiguousarray(upper))
+
+
+def _triangular_inverse(upper: Floats) -> Floats:
+    """Invert an upper triangular matrix by halves: nearly all of it is matrix products."""
+    size = len(upper)
+    if size <= BLOCK:
+        return np.triu(np.linalg.inv(upper))
+    half = size // 2
+    inverse = np.zeros_like(upper)
+    inverse[:half, :half] = _triangular_inverse(upper[:half, :half])
+    inverse[half:, half:] = _triangular_inverse(upper[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
+    return inverse
 
 
 def output_error(difference: Floats, hessian: Floats) -> float:
@@ -65,13 +89,18 @@ def output_error(difference: Floats, hessian: Floats) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
-def _solve(work: Floats, scale: Floats, factor: Floats, code_high: int, codes: Codes) -> None:
+def _solve(work: Floats, scale: Floats, factor: Floats, code_high: int) -> tuple[Floats, Codes]:
+    """Round one block of columns, in place; return the errors and the codes, both ``(R, B)``."""
     rows, columns = work.shape
+    errors = np.empty((rows, columns))
+    codes = np.empty((rows, columns), np.int8)
     for row in range(rows):
         for column in range(columns):
             code = np.rint(work[row, column] / scale[row])
             code = min(max(code, -code_high), code_high)
             codes[row, column] = np.int8(code)
             error = (work[row, column] - code * scale[row]) / factor[column, column]
+            errors[row, column] = error
             for later in range(column + 1, columns):
                 work[row, later] -= error * factor[column, later]
+    return errors, codes

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from qcompile.graph.walk import consumers
+from qcompile.graph.walk import consumers, only_consumer
 from qcompile.graph.work import multiply_adds
 from qcompile.planning.select import Selection, select
 from qcompile.planning.wishes import Wishes
@@ -59,6 +59,21 @@ def _why_poor(node: ir.Node, selection: Selection, target: Target) -> str | None
     )
 
 
+def float_work(node: ir.Node, selection: Selection, target: Target) -> float:
+    """Return what an int8 node would cost in float, in multiply-adds.
+
+    Its own, and those that the conversions are worth which its int8 neighbours then need.
+    """
+    extra = 0.0
+    data = node.inputs[0]
+    if data is not None and _is_int8(data.producer(), selection):
+        extra += _elements(data)
+    value = _end(node, selection)
+    if any(_is_int8(reader, selection) for reader, _ in consumers(value)):
+        extra += _elements(value)
+    return multiply_adds(node) + target.pays_from * extra
+
+
 def _crossing_in(value: ir.Value | None, selection: Selection) -> float:
     """Return the elements that are rounded for one reader, shared with the other int8 readers."""
     if value is None or _is_int8(value.producer(), selection):
@@ -69,15 +84,20 @@ def _crossing_in(value: ir.Value | None, selection: Selection) -> float:
 
 def _crossing_out(node: ir.Node, selection: Selection) -> float:
     """Return the elements that are converted back because something reads them as float."""
-    value = node.outputs[0]
-    uses = consumers(value)
-    if len(uses) == 1 and "vanishes" in selection.nodes[uses[0][0].name or ""].reason:
-        value = uses[0][0].outputs[0]
-        uses = consumers(value)
+    value = _end(node, selection)
     read_as_float = value.is_graph_output() or any(
-        not _is_int8(reader, selection) for reader, _ in uses
+        not _is_int8(reader, selection) for reader, _ in consumers(value)
     )
     return _elements(value) if read_as_float else 0.0
+
+
+def _end(node: ir.Node, selection: Selection) -> ir.Value:
+    """Return the value that carries a node's result: behind a Relu or Clip that it absorbs."""
+    value = node.outputs[0]
+    reader = only_consumer(value)
+    if reader is not None and (reader.name or "") in selection.absorbed:
+        return reader.outputs[0]
+    return value
 
 
 def _is_int8(node: ir.Node | None, selection: Selection) -> bool:

@@ -10,7 +10,7 @@ from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.plan import Plan, TensorPlan
-from qcompile.planning.pays import select_paying
+from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import (
     GAIN,
@@ -186,7 +186,10 @@ class Planner:
 
         board, choices = judge(selection, choices)
         total, alone = unit_noise(board, choices, self.progress)
-        kept = too_loud(alone, work, total)
+        cost = {
+            node.name or "": float_work(node, selection, self.target) for node in self.model.graph
+        }
+        kept = too_loud(alone, cost, sum(work.values()), total)
         if kept:
             fewer = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
             again = judge(fewer, self.choose(fewer, samples))
@@ -194,8 +197,8 @@ class Planner:
                 selection, (board, choices) = fewer, again
             else:
                 self.progress.notice(
-                    f"leaving the loudest nodes ({len(kept)}) in float would hardly make the outputs "
-                    "quieter: all stay in int8"
+                    f"leaving the {len(kept)} loudest nodes in float would hardly make the outputs "
+                    "quieter: they stay in int8"
                 )
         choices = retried(board, choices, self.alternatives(selection), alone)
         return self.plan(selection, choices)

@@ -19,10 +19,10 @@ SHARE = 0.02
 """A node must cause so much of all noise before it is left in float."""
 
 WORTH = 2.5
-"""... and so many times its share of the arithmetic."""
+"""... and so many times its share of the arithmetic, conversions included."""
 
 FLOAT_WORK = 0.2
-"""Largest share of the arithmetic that is left in float for accuracy's sake."""
+"""Largest share of the arithmetic, conversions included, that is spent in float for accuracy."""
 
 RETRIED = 8
 """Loudest nodes whose ranges are tried again, by their effect on the outputs."""
@@ -82,12 +82,15 @@ def unit_noise(
     return total, alone
 
 
-def too_loud(alone: Mapping[str, float], work: Mapping[str, float], total: float) -> dict[str, str]:
-    """Choose the nodes to leave in float, loudest for their work first.
+def too_loud(
+    alone: Mapping[str, float], cost: Mapping[str, float], arithmetic: float, total: float
+) -> dict[str, str]:
+    """Choose the nodes to leave in float, loudest for what they cost there first.
 
     Args:
         alone: Noise of each unit alone.
-        work: Node to its multiply-adds.
+        cost: Node to its work in float, in multiply-adds; see ``pays.float_work``.
+        arithmetic: Multiply-adds of the whole model.
         total: Noise with everything rounded.
 
     Returns:
@@ -95,20 +98,21 @@ def too_loud(alone: Mapping[str, float], work: Mapping[str, float], total: float
     """
     if total <= QUIET or not alone:
         return {}
-    noise, arithmetic = sum(alone.values()), sum(work.values()) or 1.0
-    left, spent = noise, 0.0
+    noise = left = sum(alone.values())
+    spent = 0.0
     kept: dict[str, str] = {}
-    for unit in sorted(alone, key=lambda u: -alone[u] / (work.get(u, 0.0) / arithmetic + 0.01)):
-        share, cost = alone[unit] / noise, work.get(unit, 0.0) / arithmetic
+    price = {unit: cost.get(unit, 0.0) / (arithmetic or 1.0) for unit in alone}
+    for unit in sorted(alone, key=lambda u: -alone[u] / (price[u] + 0.01)):
+        share = alone[unit] / noise
         if left <= QUIET:
             break
-        if share < SHARE or share < WORTH * cost or spent + cost > FLOAT_WORK:
+        if share < SHARE or share < WORTH * price[unit] or spent + price[unit] > FLOAT_WORK:
             continue
         kept[unit] = (
-            f"in int8 it alone causes {share:.0%} of the noise at the outputs, "
-            f"with {cost:.1%} of the arithmetic"
+            f"in int8 it alone causes {share:.0%} of the noise at the outputs; "
+            f"in float it costs {price[unit]:.1%} of the arithmetic"
         )
-        left, spent = left - alone[unit], spent + cost
+        left, spent = left - alone[unit], spent + price[unit]
     return kept
 
 

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 POSITIONS = 2048
 """Most rows of one sample that go into a layer's Hessian."""
 
-COLUMNS = 5000
+COLUMNS = 2500
 """Layers with more weights to an output channel are rounded plainly: their Hessian is too large."""
 
 HESSIAN_BYTES = 1 << 29

@@ -37,6 +37,7 @@ class Selection:
         tied: Carried value to the value whose grid it shares.
         weights: Weight initializer to the channel axis of its scales (None: per-tensor).
         biases: Bias initializer to its node.
+        absorbed: Nodes that vanish into the rounding of the node before them.
     """
 
     nodes: dict[str, NodePlan]
@@ -44,6 +45,7 @@ class Selection:
     tied: dict[str, str]
     weights: dict[str, int | None]
     biases: dict[str, str]
+    absorbed: frozenset[str]
 
 
 def select(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -226,7 +228,8 @@ class _Selector:
                 _add_subgraph(nodes, graph, node)
         values = [*self.graph.inputs, *(out for node in order for out in node.outputs)]
         activations = [value_name(v) for v in values if v.name and value_name(v) in self.codes]
-        return Selection(nodes, activations, self.tied, weights, biases)
+        absorbed = frozenset(self.absorbed)
+        return Selection(nodes, activations, self.tied, weights, biases, absorbed)
 
     def _node_plan(self, node: ir.Node) -> NodePlan:
         name = node_name(node)

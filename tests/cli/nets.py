@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 DIGITS = Path(__file__).resolve().parents[2] / "samples" / "digits"
 """The sample of the repository: Conv, BatchNormalization, Relu, residual Add, MaxPool, Gemm."""
+MODEL, CALIB, EVAL = DIGITS / "digits.onnx", DIGITS / "calib.npz", DIGITS / "eval.npz"
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

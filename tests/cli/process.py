@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,44 +36,41 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def start(folder: Path, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     """Start a command in ``folder`` with an empty stdin; ``more`` is added to its environment."""
+    return _started(folder, [*COMMAND, *map(str, arguments)], more)
+
+
+def run(folder: Path, *arguments: str | Path, **more: str) -> Ended:
+    """Run a command to its end."""
+    return ended(start(folder, *arguments, **more))
+
+
+def shell(folder: Path, line: str, **more: str) -> Ended:
+    """Run a line of shell in which ``qcompile`` is the command."""
+    define = f'qcompile() {{ {" ".join(COMMAND)} "$@"; }}'
+    return ended(_started(folder, ["bash", "-c", f"{define}; {line}"], more))
+
+
+def ended(process: subprocess.Popen[str]) -> Ended:
+    """Wait for the end of a command; one that hangs is killed with all that it started."""
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    return Ended(process.returncode, out, err)
+
+
+def _started(
+    folder: Path, command: Sequence[str], more: Mapping[str, str]
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        command,
         cwd=folder,
         env=environment(folder, **more),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-
-
-def run(folder: Path, *arguments: str | Path, **more: str) -> Ended:
-    """Run a command to its end."""
-    with start(folder, *arguments, **more) as process:
-        return ended(process)
-
-
-def ended(process: subprocess.Popen[str]) -> Ended:
-    """Wait for the end of a command; one that hangs is killed."""
-    try:
-        out, err = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return Ended(process.returncode, out, err)
-
-
-def shell(folder: Path, line: str, **more: str) -> Ended:
-    """Run a line of shell in which ``qcompile`` is the command."""
-    command = f"qcompile() {{ {' '.join(COMMAND)} \"$@\"; }}; {line}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment(folder, **more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)

@@ -1,18 +1,17 @@
 """Builds that are stopped in the middle, as processes: nothing partial stays, work is reused."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cli.nets import DIGITS, arrays
+from tests.cli import process
+from tests.cli.nets import CALIB, MODEL, arrays
+from tests.cli.process import ended
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = 3000
 
 pytestmark = pytest.mark.slow
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with so much data that the histograms take seconds."""
-    images = arrays(DIGITS / "calib.npz")["image"]
+    images = arrays(CALIB)["image"]
     rng = np.random.default_rng(0)
     repeated = images[rng.integers(0, len(images), SAMPLES)]
     noisy = np.clip(repeated + rng.normal(0, 0.02, repeated.shape), 0, 1)
@@ -30,38 +29,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    arguments = [
-        *("build", str(DIGITS / "digits.onnx"), "--calib", "many.npz", "-o", "out"),
-        *("--jobs", "1", "--allow-slower", "--no-keep-accuracy"),
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "qcompile.cli.main", *arguments],
-        cwd=folder,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "PYTHONUNBUFFERED": "1",
-            "QCOMPILE_CACHE": str(folder / "cache"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = ("-o", "out", "--jobs", "1", "--allow-slower", "--no-keep-accuracy")
+    build = ("build", MODEL, "--calib", "many.npz", *options)
+    return process.start(folder, *build, PYTHONUNBUFFERED="1")
 
 
 def stop_in_histograms(folder: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a build, send a signal when the ranges are kept; return exit code and stderr."""
-    process = start(folder)
+    build = start(folder)
     deadline = time.monotonic() + 60
-    while not kept(folder) and process.poll() is None and time.monotonic() < deadline:
+    while not kept(folder) and build.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert out == ""
-    assert "calibrate: ranges" in err
-    assert "calibrate: histograms" not in err
-    return process.returncode, err
+    build.send_signal(number)
+    done = ended(build)
+    assert done.out == ""
+    assert "calibrate: ranges" in done.err
+    assert "calibrate: histograms" not in done.err
+    return done.code, done.err
 
 
 def kept(folder: Path) -> list[Path]:
@@ -80,11 +65,10 @@ def test_interrupt_leaves_nothing_and_the_next_build_continues(folder: Path) -> 
     assert "Traceback" not in errors
     assert names(folder) == ["cache", "many.npz"]
 
-    again = start(folder)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "calibrate: ranges" not in err
-    assert "calibrate: histograms: continues after" in out
+    again = ended(start(folder))
+    assert again.code == 0, again.err
+    assert "calibrate: ranges" not in again.err
+    assert "calibrate: histograms: continues after" in again.out
     assert names(folder) == ["cache", "many.npz", "out"]
     assert names(folder / "out") == ["manifest.json", "model.onnx", "plan.json", "report.json"]
 
@@ -94,9 +78,8 @@ def test_kill_leaves_no_bundle_and_the_next_build_takes_over(folder: Path) -> No
     assert not (folder / "out").exists()
     assert any(name.startswith(".out.partial-") for name in names(folder))
 
-    again = start(folder)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert "calibrate: ranges" not in err
+    again = ended(start(folder))
+    assert again.code == 0, again.err
+    assert "calibrate: ranges" not in again.err
     assert names(folder) == ["cache", "many.npz", "out"]
-    assert "/out" in out
+    assert "/out" in again.out
