@@ -106,8 +106,8 @@ def test_a_planted_noisy_layer_is_found_and_left_in_float():
     plan, codes, _ = made(model, samples)
     assert set(floats(plan)) == {"c2", "r2"}
     assert re.fullmatch(
-        r"in int8 it alone causes \d+% of the noise at the outputs, "
-        r"with \d+\.\d% of the arithmetic",
+        r"in int8 it alone causes \d+% of the noise at the outputs; "
+        r"in float it costs \d+\.\d% of the arithmetic",
         floats(plan)["c2"],
     )
     assert gain(model, samples, plan, codes) > 6
