@@ -97,8 +97,16 @@ class Bundle:
         self.force = force
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file into the bundle."""
-        (self.folder / name).write_text(text, "utf-8")
+        """Write a text file into the bundle.
+
+        Raises:
+            OutputError: The disk refuses.
+        """
+        try:
+            (self.folder / name).write_text(text, "utf-8")
+        except OSError as error:
+            message = f"{self.output / name}: cannot be written ({error.strerror})"
+            raise OutputError(message) from error
 
     def artifacts(self) -> dict[str, FileDigest]:
         """Return the digests of all files but manifest and report, by relative path, sorted."""
