@@ -44,7 +44,12 @@ def exit_code(command: Callable[[], None], *, debug: bool) -> int:
         _say("interrupted; finished statistics are kept")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 (nothing may end in a traceback)
-        return _failed(error, debug=debug)
+        code = _failed(error, debug=debug)
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):
+            _drop_output()
+        return code
     return 0
 
 

@@ -241,7 +241,12 @@ def test_a_killed_run_continues_with_the_same_bits(reference, tmp_path, how, sta
     model, samples, wanted = reference
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         for line in run.stdout:
             if line.startswith(f"calibrate: {stage} 8"):
