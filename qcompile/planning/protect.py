@@ -12,6 +12,9 @@ from qcompile.planning.ranges import Choice
 from qcompile.planning.switchboard import Switchboard
 from qcompile.progress import Progress
 
+SILENT = 5e-4
+"""Noise over signal (33 dB) below which ranges are not tried again."""
+
 QUIET = 2e-3
 """Noise over signal (27 dB) below which nothing is left in float for accuracy's sake."""
 
@@ -74,7 +77,7 @@ def unit_noise(
     ranges = _ranges(choices)
     total = board.noise(ranges, board.units)
     alone: dict[str, float] = {}
-    if total > QUIET:
+    if total > SILENT:
         for done, unit in enumerate(board.units):
             progress.step("plan: accuracy", done, len(board.units))
             alone[unit] = board.noise(ranges, [unit])
