@@ -14,7 +14,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 import typer
 
@@ -38,7 +37,7 @@ def exit_code(command: Callable[[], None], *, debug: bool) -> int:
     except typer.Exit as end:
         return end.exit_code
     except BrokenPipeError:
-        _drop_output()
+        _drop(1)
         return BROKEN_PIPE
     except KeyboardInterrupt:
         _say("interrupted; finished statistics are kept")
@@ -48,7 +47,7 @@ def exit_code(command: Callable[[], None], *, debug: bool) -> int:
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):
-            _drop_output()
+            _drop(1)
         return code
     return 0
 
@@ -87,14 +86,16 @@ def _where_help_is(error: typer.TyperException) -> str:
 def _say(message: str) -> None:
     if sys.stderr is None:
         return
-    with suppress(OSError):  # nobody can be told; the exit code still tells
+    try:
         print(plain(" ".join(message.split())), file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told; the exit code still tells
+        _drop(2)
 
 
-def _drop_output() -> None:
-    """Let the interpreter's last flush go nowhere, so that it does not fail again."""
+def _drop(descriptor: int) -> None:
+    """Let the interpreter's last flush go nowhere: a failure there would change the exit code."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
+    os.dup2(sink, descriptor)
 
 
 def _terminate(_number: int, _frame: object) -> None:
