@@ -27,7 +27,7 @@ from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import activations_of, wishes_of
 from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes
-from qcompile.progress import Progress, Silent
+from qcompile.progress import Progress, StageLog
 from qcompile.recipe import Calibration, Cpu, Recipe
 from qcompile.report.results import (
     BenchReport,
@@ -71,7 +71,7 @@ def calibrate(
         QcompileError: Bad input.
     """
     started = time.perf_counter()
-    path, recipe, heard = Path(model), recipe or Recipe(), _Heard(progress)
+    path, recipe, heard = Path(model), recipe or Recipe(), StageLog(progress)
     if recipe.scheme != "int8":
         raise RecipeError(f"scheme {recipe.scheme} needs no calibration: nothing to do")
     target, options, jobs = target_named(recipe.target), recipe.calibration, _jobs(recipe)
@@ -124,7 +124,7 @@ def compare(
     Raises:
         QcompileError: Bad input.
     """
-    recipe, heard = recipe or Recipe(), _Heard(progress)
+    recipe, heard = recipe or Recipe(), StageLog(progress)
     metric = load_metric(recipe.metric) if recipe.metric else None
     first = _Opened.of(Path(reference), _jobs(recipe), heard)
     second = _Opened.of(Path(model), _jobs(recipe), heard)
@@ -160,20 +160,12 @@ def inspect(
     Raises:
         QcompileError: Bad input.
     """
-    path, heard, chosen = Path(model), _Heard(progress), target_named(target)
+    path, heard, chosen = Path(model), StageLog(progress), target_named(target)
     loaded = load(path, chosen.name, threads=1, dump_dir=None, progress=heard)
     selection = select_paying(loaded.model, chosen, "int8", Wishes())
     weight_bytes, int8_bytes = _weight_bytes(loaded.model, selection)
     return Inspection(
-        model=sections.model_facts(
-            path,
-            loaded.files,
-            loaded.model,
-            loaded.session.inputs,
-            loaded.session.outputs,
-            loaded.nodes,
-            loaded.opset,
-        ),
+        model=sections.model_facts(loaded),
         plan=_outlook(loaded.model, selection, chosen.name, cpu or host_cpu()),
         weight_bytes=weight_bytes,
         int8_weight_bytes=int8_bytes,
@@ -201,7 +193,7 @@ def bench(
     Raises:
         QcompileError: Bad input.
     """
-    heard = _Heard(progress)
+    heard = StageLog(progress)
     if not models:
         raise RecipeError("nothing to time: name at least one model")
     first, *others = [_Opened.of(Path(model), 1, heard) for model in models]
@@ -218,23 +210,6 @@ def bench(
         cpu=host_cpu(),
         notices=tuple(heard.notices),
     )
-
-
-class _Heard(Silent):
-    """Keeps the notices for the answer, and passes everything on."""
-
-    def __init__(self, listener: Progress | None) -> None:
-        super().__init__()
-        self._listener = listener or Silent()
-
-    def step(self, stage: str, done: int, total: int) -> None:
-        """Pass a step on."""
-        self._listener.step(stage, done, total)
-
-    def notice(self, message: str) -> None:
-        """Keep a notice and pass it on."""
-        super().notice(message)
-        self._listener.notice(message)
 
 
 @dataclass(frozen=True)

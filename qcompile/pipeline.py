@@ -4,15 +4,12 @@ Only this file, with ``frontend`` and ``data``, joins the stages; none of them i
 """
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile import sections
+from qcompile import proof, sections
 from qcompile.bundle import (
     ENGINE,
     MANIFEST,
@@ -27,19 +24,15 @@ from qcompile.bundle import (
 )
 from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.collect import collect
-from qcompile.compare.end_to_end import compare_all
 from qcompile.compare.gates import GateResult, check_gates
-from qcompile.compare.layers import LayerError, compare_layers, compare_weights, worst_first
 from qcompile.compare.metric import Metric, load_metric
-from qcompile.compare.results import Comparison
 from qcompile.data import Source, Split, split_data
 from qcompile.emit.ort_file import load_engine, write_engine, write_optimized
-from qcompile.errors import EngineError, GateError, ModelError, RecipeError
+from qcompile.errors import GateError, ModelError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, load
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.graph.walk import consumers
-from qcompile.numerics.grids import Codes, dequantize, quantize
+from qcompile.numerics.grids import Codes
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
@@ -55,15 +48,13 @@ from qcompile.planning.plan import (
     wishes_of,
 )
 from qcompile.planning.wishes import unmatched
-from qcompile.progress import Progress, Silent
+from qcompile.progress import Progress, StageLog
 from qcompile.recipe import Cpu, Recipe
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import Canonicalization, Report
 from qcompile.runtime.host import host_cpu
-from qcompile.runtime.made_up import made_up_feeds
-from qcompile.runtime.ort import Session, kernel_nodes
-from qcompile.runtime.timing import Timing, time_pair
-from qcompile.samples import Array, Feeds, Subset, samples_digest
+from qcompile.runtime.ort import kernel_nodes
+from qcompile.samples import Subset, samples_digest
 from qcompile.statistics import Statistics
 from qcompile.targets import target_named
 from qcompile.targets.target import Target
@@ -122,36 +113,10 @@ def build(  # noqa: PLR0913 (the command's options)
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     folder = output or default_output(path, recipe.scheme, target.name)
-    clock = _Clock(progress or Silent())
+    log = StageLog(progress)
     with open_bundle(folder, force=force) as bundle:
-        job = _Job(path, recipe, target, cpu, metric, bundle, clock)
+        job = _Job(path, recipe, target, cpu, metric, bundle, log)
         return job.run(calib, evaluation, edited, dump_passes)
-
-
-@dataclass
-class _Clock:
-    """Times the stages and keeps the notices."""
-
-    listener: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-
-    def step(self, stage: str, done: int, total: int) -> None:
-        """Pass a step on."""
-        self.listener.step(stage, done, total)
-
-    def notice(self, message: str) -> None:
-        """Keep a notice, once, and pass it on."""
-        if message not in self.notices:
-            self.notices.append(message)
-            self.listener.notice(message)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
 @dataclass(frozen=True)
@@ -162,7 +127,7 @@ class _Job:
     cpu: Cpu
     metric: Metric | None
     bundle: Bundle
-    clock: _Clock
+    log: StageLog
 
     def run(
         self,
@@ -171,59 +136,54 @@ class _Job:
         edited: Plan | None,
         dump_passes: Path | None,
     ) -> Report:
-        clock, jobs = self.clock, self.recipe.jobs or 1
-        with clock.stage("source"):
+        log, jobs = self.log, self.recipe.jobs or 1
+        with log.stage("source"):
             loaded = load(
-                self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=clock
+                self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=log
             )
         if self.cpu == "vnni":
-            clock.notice(
+            log.notice(
                 "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
                 "accuracy; for those build with --cpu avx2"
             )
         for unused in unmatched(loaded.model, wishes_of(self.recipe)):
-            clock.notice(f"nothing is excluded by {unused!r}: no node matches it")
-        with clock.stage("data"):
-            data = split_data(calib, evaluation, loaded.session, self.recipe, clock)
-        with clock.stage("check clean-up"):
+            log.notice(f"nothing is excluded by {unused!r}: no node matches it")
+        with log.stage("data"):
+            data = split_data(calib, evaluation, loaded.session, self.recipe, log)
+        with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
-        with clock.stage("calibrate"):
+        with log.stage("calibrate"):
             statistics, reused = self._statistics(loaded, data.calibration)
-        with clock.stage("plan"):
+        with log.stage("plan"):
             plan, codes = self._plan(loaded, statistics, data, edited)
         share = sections.int8_share(plan, loaded.model)
         if share is not None and share < LITTLE:
-            clock.notice(
+            log.notice(
                 f"only {share:.1%} of the arithmetic runs in int8: see 'in float' for the reasons"
             )
         self.bundle.write(PLAN, plan.text())
-        with clock.stage("rewrite"):
+        with log.stage("rewrite"):
             quantized, runs = self._rewrite(loaded, plan, codes, dump_passes)
-        with clock.stage("emit"):
+        with log.stage("emit"):
             engine = self._emit(quantized)
-        with clock.stage("compare"):
-            compared = self._compare(loaded, engine, data)
-            layers = self._layers(loaded, quantized, plan, codes, data)
-        with clock.stage("time"):
-            timing = self._time(loaded, engine, data)
+        with log.stage("compare"):
+            compared = proof.compare(loaded, engine, data, self.metric, jobs, log)
+            weights = proof.rounded_weights(loaded.model, plan, codes)
+            layers = proof.layers(loaded.model, quantized, plan, weights, data, jobs, log)
+        with log.stage("time"):
+            timing = proof.time_engine(
+                loaded, engine, data, again=not self.recipe.gates.allow_slower, progress=log
+            )
         results = check_gates(self.recipe.gates, compared.get("engine"), timing)
         summary = sections.calibration_summary(
             plan,
             self.recipe.calibration.method,
             len(statistics.tensors),
             reused,
-            clock.seconds["calibrate"],
+            log.seconds["calibrate"],
         )
         report = Report(
-            model=sections.model_facts(
-                self.path,
-                loaded.files,
-                loaded.model,
-                loaded.session.inputs,
-                loaded.session.outputs,
-                loaded.nodes,
-                loaded.opset,
-            ),
+            model=sections.model_facts(loaded),
             canonical=canonical,
             data=data.facts,
             calibration=summary if statistics.tensors else None,
@@ -244,7 +204,7 @@ class _Job:
         samples = data.calibration or data.evaluation
         runs = sections.pass_records(loaded.runs)
         if samples is None:
-            self.clock.notice("without samples, the clean-up was not compared with the source")
+            self.log.notice("without samples, the clean-up was not compared with the source")
             return Canonicalization(passes=runs)
         indices = range(min(CHECKED, len(samples)))
         moved = check_equivalence(loaded, samples, indices)
@@ -263,7 +223,7 @@ class _Job:
             jobs=self.recipe.jobs or 1,
             histograms=self.recipe.calibration.method != "minmax",
             store=store,
-            progress=self.clock,
+            progress=self.log,
         )
         return statistics, statistics.reused
 
@@ -275,9 +235,9 @@ class _Job:
         if edited is not None:
             check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
             jobs = self.recipe.jobs or 1
-            return edited, codes_of(edited, loaded.model, probed, jobs, self.clock)
+            return edited, codes_of(edited, loaded.model, probed, jobs, self.log)
         planner = Planner(
-            loaded.model, statistics, probed, self.recipe, self.target, self.cpu, self.clock
+            loaded.model, statistics, probed, self.recipe, self.target, self.cpu, self.log
         )
         return planner.make(wishes_of(self.recipe))
 
@@ -300,62 +260,6 @@ class _Job:
             write_optimized(engine)
         return engine
 
-    def _compare(self, loaded: Loaded, engine: Path, data: Split) -> dict[str, Comparison]:
-        if data.evaluation is None:
-            return {}
-        jobs = self.recipe.jobs or 1
-        runners = {
-            "engine": Session(engine, threads=jobs).run,
-            "simulated": Session(engine, threads=jobs, optimize=False).run,
-        }
-        return compare_all(
-            loaded.session.run, runners, data.evaluation, metric=self.metric, progress=self.clock
-        )
-
-    def _layers(
-        self,
-        loaded: Loaded,
-        quantized: ir.Model,
-        plan: Plan,
-        codes: dict[str, Codes],
-        data: Split,
-    ) -> list[LayerError]:
-        weights = compare_weights(_weights(loaded.model, plan, codes))
-        if data.evaluation is None or self.recipe.scheme != "int8":
-            return weights
-        made = {out.name for node in quantized.graph for out in node.outputs}
-        pairs = {
-            name: real
-            for name, tensor in plan.tensors.items()
-            if tensor.kind == "activation" and (real := _real_name(name, made)) is not None
-        }
-        activations = compare_layers(
-            loaded.model,
-            quantized,
-            pairs,
-            data.evaluation,
-            limit_samples=LAYERED,
-            threads=self.recipe.jobs or 1,
-            progress=self.clock,
-        )
-        return worst_first([*activations, *weights])
-
-    def _time(self, loaded: Loaded, engine: Path, data: Split) -> Timing | None:
-        samples = data.evaluation or data.calibration
-        if samples is None:
-            self.clock.notice("timed on made-up inputs, for there are no samples")
-        feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.session.inputs)
-        self.clock.step("time", 0, 1)
-        try:
-            timing = time_pair(self.path, engine, feeds)
-        except EngineError as error:
-            if samples is not None:
-                raise
-            self.clock.notice(f"neither run nor timed: made-up inputs do not fit ({error})")
-            return None
-        self.clock.step("time", 1, 1)
-        return timing
-
     def _finish(
         self, report: Report, loaded: Loaded, data: Split, results: list[GateResult]
     ) -> Report:
@@ -369,8 +273,8 @@ class _Job:
             update={
                 "status": status,
                 "output": str(self.bundle.destination(status)),
-                "notices": tuple(self.clock.notices),
-                "seconds": self.clock.seconds,
+                "notices": tuple(self.log.notices),
+                "seconds": self.log.seconds,
                 "artifacts": sections.artifacts(files),
                 "recipe": self.recipe.model_dump(mode="json"),
                 "versions": found,
@@ -385,7 +289,7 @@ class _Job:
             plan=files[PLAN].sha256,
             versions=found,
             cpu={"engine": self.cpu, "host": host_cpu()},
-            seconds=self.clock.seconds,
+            seconds=self.log.seconds,
             artifacts=files,
         )
         self.bundle.write(MANIFEST, manifest.text())
@@ -395,27 +299,3 @@ class _Job:
             names = ", ".join(f"--{gate.name}" for gate in missed)
             raise GateError(f"gate missed: {names}; the engine was not put in place", report)
         return report
-
-
-def _real_name(name: str, made: set[str | None]) -> str | None:
-    """Return the value of the quantized graph that stands for a float value."""
-    if f"{name}.quantized" not in made:
-        return None
-    return f"{name}.quantized"
-
-
-def _weights(
-    model: ir.Model, plan: Plan, solved: dict[str, Codes]
-) -> Iterator[tuple[str, str, Array, Array]]:
-    """Yield name, operator, values and dequantized codes of each planned weight."""
-    for name, tensor in plan.tensors.items():
-        value = model.graph.initializers.get(name)
-        if tensor.kind != "weight" or value is None or value.const_value is None:
-            continue
-        values = value.const_value.numpy()
-        grid = tensor.scales(), tensor.zero_points(), tensor.axis
-        codes = solved.get(name)
-        if codes is None:
-            codes = quantize(values, *grid, tensor.type)
-        operator = next((node.op_type for node, _ in consumers(value)), "")
-        yield name, operator, values, dequantize(codes, *grid)

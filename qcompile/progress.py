@@ -1,5 +1,8 @@
 """How long-running stages say how far they are, without knowing who listens."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -26,3 +29,29 @@ class Silent:
         """Keep the message, once."""
         if message not in self.notices:
             self.notices.append(message)
+
+
+class StageLog:
+    """Passes progress on to a listener; keeps each notice once and the seconds of each stage."""
+
+    def __init__(self, listener: Progress | None = None) -> None:
+        self.listener = listener or Silent()
+        self.seconds: dict[str, float] = {}
+        self.notices: list[str] = []
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Pass a step on."""
+        self.listener.step(stage, done, total)
+
+    def notice(self, message: str) -> None:
+        """Keep a notice, once, and pass it on."""
+        if message not in self.notices:
+            self.notices.append(message)
+            self.listener.notice(message)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)

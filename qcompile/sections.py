@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -10,6 +9,7 @@ from qcompile.bundle import FileDigest
 from qcompile.compare.gates import GateResult
 from qcompile.compare.layers import LayerError
 from qcompile.compare.results import Comparison
+from qcompile.frontend import Loaded
 from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_graphs, all_nodes
 from qcompile.graph.work import multiply_adds
@@ -34,29 +34,21 @@ from qcompile.samples import Port
 from qcompile.targets.target import Role, Target
 
 
-def model_facts(
-    path: Path,
-    source: Mapping[str, FileDigest],
-    model: ir.Model,
-    inputs: Sequence[Port],
-    outputs: Sequence[Port],
-    nodes: int,
-    opset: int,
-) -> ModelFacts:
-    """Describe the source model; ``model`` is its canonical graph."""
+def model_facts(loaded: Loaded) -> ModelFacts:
+    """Describe the source model; its operators are those of the canonical graph."""
     return ModelFacts(
-        path=str(path),
-        name=model.graph.name or "",
-        sha256=source[path.name].sha256,
-        bytes=sum(file.bytes for file in source.values()),
-        opset=opset,
-        nodes=nodes,
-        parameters=parameters(model),
-        inputs=tuple(port_facts(port) for port in inputs),
-        outputs=tuple(port_facts(port) for port in outputs),
+        path=str(loaded.path),
+        name=loaded.model.graph.name or "",
+        sha256=loaded.files[loaded.path.name].sha256,
+        bytes=sum(file.bytes for file in loaded.files.values()),
+        opset=loaded.opset,
+        nodes=loaded.nodes,
+        parameters=parameters(loaded.model),
+        inputs=tuple(port_facts(port) for port in loaded.session.inputs),
+        outputs=tuple(port_facts(port) for port in loaded.session.outputs),
         operators=Counter(
             f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            for node, _ in all_nodes(model)
+            for node, _ in all_nodes(loaded.model)
         ),
     )
 

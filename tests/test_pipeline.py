@@ -21,7 +21,7 @@ LOOSE = qcompile.Gates(allow_slower=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own, and a short measurement of the time."""
     monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("qcompile.pipeline.time_pair", partial(time_pair, seconds=0.05))
+    monkeypatch.setattr("qcompile.proof.time_pair", partial(time_pair, seconds=0.05))
 
 
 class Heard(Silent):

@@ -88,7 +88,7 @@ def test_every_linear_layer_gets_its_kernel(
     scheme: str, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("qcompile.pipeline.time_pair", partial(time_pair, seconds=0.05))
+    monkeypatch.setattr("qcompile.proof.time_pair", partial(time_pair, seconds=0.05))
     path, calib = tmp_path / "bert.onnx", tmp_path / "calib.npz"
     onnx.save(bert_base(layers=2, hidden=64, heads=4, words=WORDS), path)
     feeds = token_ids(20, words=WORDS)

@@ -1,0 +1,149 @@
+"""The proof of an engine: its outputs, its layers and its speed against the float model."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.compare.end_to_end import compare_all
+from qcompile.compare.gates import seems_slower
+from qcompile.compare.layers import LayerError, compare_layers, compare_weights, worst_first
+from qcompile.compare.metric import Metric
+from qcompile.compare.results import Comparison
+from qcompile.data import Split
+from qcompile.errors import EngineError
+from qcompile.frontend import Loaded
+from qcompile.graph.walk import consumers
+from qcompile.numerics.grids import Codes, dequantize, quantize
+from qcompile.plan import Plan
+from qcompile.progress import Progress
+from qcompile.runtime.made_up import made_up_feeds
+from qcompile.runtime.ort import Session
+from qcompile.runtime.timing import Timing, time_pair
+from qcompile.samples import Array, Feeds
+
+LAYERED = 4
+"""Samples of the layer-by-layer comparison."""
+
+AGAIN_SECONDS = 9.0
+"""An engine that seems slower than float is timed once more, three times as long."""
+
+
+def compare(
+    loaded: Loaded,
+    engine: Path,
+    data: Split,
+    metric: Metric | None,
+    jobs: int,
+    progress: Progress,
+) -> dict[str, Comparison]:
+    """Compare engine and simulated model with the float model, on samples not calibrated on.
+
+    Returns:
+        ``engine`` and ``simulated``; nothing where there are no samples.
+    """
+    if data.evaluation is None:
+        return {}
+    runners = {
+        "engine": Session(engine, threads=jobs).run,
+        "simulated": Session(engine, threads=jobs, optimize=False).run,
+    }
+    return compare_all(
+        loaded.session.run, runners, data.evaluation, metric=metric, progress=progress
+    )
+
+
+def layers(
+    model: ir.Model,
+    quantized: ir.Model,
+    plan: Plan,
+    weights: Iterable[tuple[str, str, Array, Array]],
+    data: Split,
+    jobs: int,
+    progress: Progress,
+) -> list[LayerError]:
+    """Return the error of each rounded activation and weight, worst first.
+
+    Args:
+        model: The float graph that was planned.
+        quantized: The same graph with the plan written into it.
+        plan: The plan.
+        weights: Name, operator, values and values after rounding of each weight.
+        data: Activations are compared on its evaluation samples; without them, weights alone are.
+        jobs: Threads.
+        progress: Hears of the stage.
+    """
+    errors = compare_weights(weights)
+    made = {out.name for node in quantized.graph for out in node.outputs}
+    pairs = {
+        name: f"{name}.quantized"
+        for name, tensor in plan.tensors.items()
+        if tensor.kind == "activation" and f"{name}.quantized" in made
+    }
+    if data.evaluation is None or not pairs:
+        return errors
+    activations = compare_layers(
+        model,
+        quantized,
+        pairs,
+        data.evaluation,
+        limit_samples=LAYERED,
+        threads=jobs,
+        progress=progress,
+    )
+    return worst_first([*activations, *errors])
+
+
+def rounded_weights(
+    model: ir.Model, plan: Plan, solved: dict[str, Codes]
+) -> Iterator[tuple[str, str, Array, Array]]:
+    """Yield name, operator, values and dequantized codes of each planned weight."""
+    for name, tensor in plan.tensors.items():
+        value = model.graph.initializers.get(name)
+        if tensor.kind != "weight" or value is None or value.const_value is None:
+            continue
+        values = value.const_value.numpy()
+        grid = tensor.scales(), tensor.zero_points(), tensor.axis
+        codes = solved.get(name)
+        if codes is None:
+            codes = quantize(values, *grid, tensor.type)
+        operator = next((node.op_type for node, _ in consumers(value)), "")
+        yield name, operator, values, dequantize(codes, *grid)
+
+
+def time_engine(
+    loaded: Loaded, engine: Path, data: Split, *, again: bool, progress: Progress
+) -> Timing | None:
+    """Time source model and engine in turn.
+
+    Args:
+        loaded: The float model.
+        engine: The engine's file.
+        data: Timed on its first sample, else on made-up inputs, with a notice.
+        again: Confirm by a longer measurement, which then counts, that the engine is slower: a
+            disturbed machine shows the same pair of models up to 10 % apart.
+        progress: Hears of the stage.
+
+    Returns:
+        None, with a notice, where made-up inputs do not fit the model.
+
+    Raises:
+        EngineError: A model does not run on a sample.
+    """
+    samples = data.evaluation or data.calibration
+    if samples is None:
+        progress.notice("timed on made-up inputs, for there are no samples")
+    feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.session.inputs)
+    progress.step("time", 0, 1)
+    try:
+        timing = time_pair(loaded.path, engine, feeds)
+        if again and seems_slower(timing):
+            progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
+            timing = time_pair(loaded.path, engine, feeds, seconds=AGAIN_SECONDS)
+    except EngineError as error:
+        if samples is not None:
+            raise
+        progress.notice(f"neither run nor timed: made-up inputs do not fit ({error})")
+        return None
+    progress.step("time", 1, 1)
+    return timing
