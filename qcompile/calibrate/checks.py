@@ -25,7 +25,7 @@ def check_samples(samples: Samples, inputs: Sequence[Port], progress: Progress) 
     if not len(samples):
         raise DataError("there are no samples")
     if len(samples) < FEW:
-        progress.notice(f"only {len(samples)} samples: ranges are shaky below {FEW}")
+        progress.notice(f"too few samples ({len(samples)}): ranges are shaky below {FEW}")
     first: list[Feeds] = []
     room = _NOISE_BYTES
     progress.step("check data", 0, len(samples))

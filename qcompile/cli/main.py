@@ -1,4 +1,4 @@
-"""The command line: ``qcompile COMMAND``; also ``python -m qcompile.cli.main``."""
+"""The command line: ``qcompile COMMAND``; also ``python -m qcompile``."""
 
 import sys
 from collections.abc import Callable
@@ -74,7 +74,3 @@ def main() -> None:
             command.invoke(context)
 
     sys.exit(exit_code(run, debug="--debug" in arguments))
-
-
-if __name__ == "__main__":
-    main()

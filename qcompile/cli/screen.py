@@ -1,8 +1,8 @@
 """Where output goes: the answer to stdout, all else to stderr."""
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
@@ -26,11 +26,18 @@ class Screen:
         self._quiet = quiet
         self._as_json = as_json
 
-    def progress(self) -> AbstractContextManager[Silent]:
-        """Return a listener that shows progress on stderr, or one that is silent."""
-        if self._quiet or sys.stderr is None:
-            return nullcontext(Silent())
-        return ConsoleProgress(console(stderr=True))
+    @contextmanager
+    def progress(self) -> Iterator[Silent]:
+        """Give a listener that shows progress on stderr, or one that is silent.
+
+        What the user's own functions print goes to stderr too: stdout is for the answer alone.
+        """
+        if sys.stderr is None:
+            yield Silent()
+            return
+        listener = nullcontext(Silent()) if self._quiet else ConsoleProgress(console(stderr=True))
+        with redirect_stdout(sys.stderr), listener as progress:
+            yield progress
 
     def answer(self, result: Answer, render: Callable[[Answer], RenderableType]) -> None:
         """Print a result on stdout: as JSON and nothing else, or rendered, or not when quiet.

@@ -14,14 +14,17 @@ searched together, on all levels. A range spans at least as many bins as levels,
 and holds 99 % of the elements: where nearly all is outside, P and Q agree on next to nothing.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from qcompile.numerics.density import Density, Floats
 
+Bins = npt.NDArray[np.int64]
+
 _PER_OCTAVE = 6
 _KEPT = 0.99
+_AT_ONCE = 64
+"""Candidate ranges whose levels are worked on together: they stay in the processor's cache."""
 
 
 def entropy_magnitude(density: Density, levels: int) -> float:
@@ -62,11 +65,11 @@ def entropy_range(density: Density, levels: int) -> tuple[float, float]:
     return min(low, 0.0), max(high, 0.0)
 
 
-def _starts(zero: float, factors: Floats) -> npt.NDArray[np.int64]:
+def _starts(zero: float, factors: Floats) -> Bins:
     return np.unique(np.floor(zero * (1 - np.minimum(factors, 1.0))).astype(np.int64))
 
 
-def _ends(zero: float, bins: int, factors: Floats) -> npt.NDArray[np.int64]:
+def _ends(zero: float, bins: int, factors: Floats) -> Bins:
     return np.unique(np.ceil(zero + (bins - zero) * np.minimum(factors, 1.0)).astype(np.int64))
 
 
@@ -76,81 +79,54 @@ class _Search:
         beside = counts[max(zero_bin - 1, 0) : zero_bin + 2].sum() - counts[zero_bin]
         neighbours = min(zero_bin + 1, counts.size - 1) - max(zero_bin - 1, 0)
         counts[zero_bin] = beside / neighbours
-        filled = counts > 0
-        weighted = counts * np.log(np.where(filled, counts, 1.0))
         self.counts = counts
         self.levels = levels
-        self.mass = np.concatenate([[0.0], np.cumsum(counts)])
-        self.weighted = np.concatenate([[0.0], np.cumsum(weighted)])
-        self.filled = np.concatenate([[0.0], np.cumsum(filled)])
+        self.mass = _running(counts)
+        self.weighted = _running(_times_log(counts))
+        self.filled = _running(counts > 0)
 
-    def best(self, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> tuple[int, int]:
+    def best(self, starts: Bins, ends: Bins) -> tuple[int, int]:
         """Return the pair of first bin and end bin (exclusive) with the least divergence."""
-        if self.mass[-1] <= 0.0:
+        start, end = (grid.reshape(-1) for grid in np.meshgrid(starts, ends, indexing="ij"))
+        kept = self.mass[end] - self.mass[start]
+        fits = (end - start >= self.levels) & (kept > 0) & (kept >= _KEPT * self.mass[-1])
+        start, end = start[fits], end[fits]
+        if not start.size:
             return 0, self.counts.size
-        start, end = _least_divergence(
-            self.counts, self.mass, self.weighted, self.filled, starts, ends, self.levels
-        )
-        return int(start), int(end)
+        blocks = [slice(i, i + _AT_ONCE) for i in range(0, start.size, _AT_ONCE)]
+        found = np.concatenate([self._divergence(start[block], end[block]) for block in blocks])
+        # a tie keeps the wider range: nothing is clipped without gain
+        least = np.lexsort((start - end, found))[0]
+        return int(start[least]), int(end[least])
+
+    def _divergence(self, start: Bins, end: Bins) -> Floats:
+        """Return ``KL(P || Q)`` for each pair, ``(K,)``."""
+        below, above = self.mass[start], self.mass[-1] - self.mass[end]
+        entropy = self.weighted[end] - self.weighted[start]
+        for index, outside in ((start, below), (end - 1, above)):
+            own = self.counts[index]
+            entropy += _times_log(own + outside) - _times_log(own)
+        edges = start[:, None] + np.arange(self.levels + 1) * (end - start)[:, None] // self.levels
+        own = np.diff(self.mass[edges])
+        bins = np.diff(self.filled[edges])
+        bins[:, 0] += (below > 0) & (self.counts[start] <= 0)
+        bins[:, -1] += (above > 0) & (self.counts[end - 1] <= 0)
+        spread = np.log(np.where(own > 0, own, 1.0) / np.maximum(bins, 1.0))
+        own[:, 0] += below
+        own[:, -1] += above
+        cross = np.sum(own * spread, axis=1)
+        total = self.mass[-1]
+        inside = self.mass[end] - self.mass[start]
+        divergence: Floats = (entropy - cross) / total + np.log(inside / total)
+        return divergence
 
 
-@numba.njit(nogil=True, cache=True)
-def _least_divergence(
-    counts: Floats,
-    mass: Floats,
-    weighted: Floats,
-    filled: Floats,
-    starts: npt.NDArray[np.int64],
-    ends: npt.NDArray[np.int64],
-    levels: int,
-) -> tuple[int, int]:
-    least, best_start, best_end = np.inf, 0, counts.size
-    for start in starts:
-        for end in ends:
-            if end - start < levels:
-                continue
-            value = _divergence(counts, mass, weighted, filled, start, end, levels)
-            # a tie keeps the wider range: nothing is clipped without gain
-            if value < least or (value == least and end - start > best_end - best_start):
-                least, best_start, best_end = value, start, end
-    return best_start, best_end
+def _running(values: npt.NDArray[np.generic]) -> Floats:
+    """Return the sums of all values before each one, and of all."""
+    return np.concatenate([[0.0], np.cumsum(values)])
 
 
-@numba.njit(nogil=True, cache=True)
-def _divergence(
-    counts: Floats,
-    mass: Floats,
-    weighted: Floats,
-    filled: Floats,
-    start: int,
-    end: int,
-    levels: int,
-) -> float:
-    inside = mass[end] - mass[start]
-    if inside < _KEPT * mass[-1]:
-        return np.inf
-    below, above = mass[start], mass[-1] - mass[end]
-    entropy = weighted[end] - weighted[start]
-    for index, outside in ((start, below), (end - 1, above)):
-        own = counts[index]
-        if outside > 0.0:
-            entropy += (own + outside) * np.log(own + outside)
-            entropy -= own * np.log(own) if own > 0.0 else 0.0
-    cross = 0.0
-    left = start
-    for level in range(levels):
-        right = start + (level + 1) * (end - start) // levels
-        own = mass[right] - mass[left]
-        bins = filled[right] - filled[left]
-        outside = 0.0
-        if level == 0 and below > 0.0:
-            outside += below
-            bins += counts[start] <= 0.0
-        if level == levels - 1 and above > 0.0:
-            outside += above
-            bins += counts[end - 1] <= 0.0
-        if own + outside > 0.0:
-            cross += (own + outside) * np.log(max(own, 1.0) / bins if own <= 0.0 else own / bins)
-        left = right
-    divergence: float = (entropy - cross) / mass[-1] + np.log(inside / mass[-1])
-    return divergence
+def _times_log(values: Floats) -> Floats:
+    """Return ``p log p``, 0 where p is 0."""
+    product: Floats = values * np.log(np.where(values > 0, values, 1.0))
+    return product

@@ -5,7 +5,6 @@ scales, no zero point. With X the inputs ``(n, K)`` and ``H = X^T X``, a row w o
 rounded to ``q`` so that ``(w - q) H (w - q)^T`` is small. Columns go by falling ``diag(H)``.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -34,16 +33,13 @@ def round_columns(weights: Floats, scale: Floats, hessian: Floats, code_high: in
     order = np.argsort(-np.diag(hessian), kind="stable")
     factor = inverse_factor(hessian[np.ix_(order, order)])
     work = np.ascontiguousarray(weights[:, order], np.float64)
-    steps = np.ascontiguousarray(scale, np.float64)
     codes = np.empty(work.shape, np.int8)
     for start in range(0, work.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
-        columns = np.ascontiguousarray(work[:, block])
-        errors, found = _solve(
-            columns, steps, np.ascontiguousarray(factor[block, block]), code_high
-        )
-        codes[:, block] = found
-        work[:, start + BLOCK :] -= errors @ factor[block, start + BLOCK :]
+        columns = np.ascontiguousarray(work[:, block].T)
+        errors, found = _solve(columns, scale, factor[block, block], code_high)
+        codes[:, block] = found.T
+        work[:, start + BLOCK :] -= errors.T @ factor[block, start + BLOCK :]
     restored = np.empty_like(codes)
     restored[:, order] = codes
     return restored
@@ -88,19 +84,22 @@ def output_error(difference: Floats, hessian: Floats) -> float:
     return float(np.einsum("rk,rk->", difference @ hessian, difference))
 
 
-@numba.njit(nogil=True, cache=True)
 def _solve(work: Floats, scale: Floats, factor: Floats, code_high: int) -> tuple[Floats, Codes]:
-    """Round one block of columns, in place; return the errors and the codes, both ``(R, B)``."""
-    rows, columns = work.shape
-    errors = np.empty((rows, columns))
-    codes = np.empty((rows, columns), np.int8)
-    for row in range(rows):
-        for column in range(columns):
-            code = np.rint(work[row, column] / scale[row])
-            code = min(max(code, -code_high), code_high)
-            codes[row, column] = np.int8(code)
-            error = (work[row, column] - code * scale[row]) / factor[column, column]
-            errors[row, column] = error
-            for later in range(column + 1, columns):
-                work[row, later] -= error * factor[column, later]
+    """Round one block of columns, in place; return the errors and the codes.
+
+    Args:
+        work: ``(B, R)``: a row for each column of the weights.
+        scale: ``(R,)``.
+        factor: ``(B, B)``, the part of ``inverse_factor`` that belongs to the block.
+        code_high: Largest code.
+
+    Returns:
+        Two arrays ``(B, R)``.
+    """
+    errors, codes = np.empty_like(work), np.empty(work.shape, np.int8)
+    for column, left in enumerate(work):
+        code = np.clip(np.rint(left / scale), -code_high, code_high)
+        codes[column] = code
+        errors[column] = (left - code * scale) / factor[column, column]
+        work[column + 1 :] -= factor[column, column + 1 :, None] * errors[column]
     return errors, codes

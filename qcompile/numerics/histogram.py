@@ -5,17 +5,19 @@ the range never moves, the counts of any split of the data add up to the counts 
 whatever the order.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
+_BLOCK = 1 << 15
+"""Elements that are counted at once: what is computed of them stays in the processor's cache."""
+
 
 def add_to_histogram(
     counts: Counts, values: npt.NDArray[np.generic], low: float, high: float
 ) -> None:
-    """Add values to the counts, in place; releases the GIL.
+    """Add values to the counts, in place.
 
     Args:
         counts: int64 ``(B,)``; the caller keeps other threads away.
@@ -26,13 +28,14 @@ def add_to_histogram(
     """
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     bins_per_unit = counts.size / (high - low) if high > low else 0.0
-    _add(counts, flat, low, bins_per_unit)
-
-
-@numba.njit(nogil=True, cache=True)
-def _add(counts: Counts, values: npt.NDArray[np.float32], low: float, bins_per_unit: float) -> None:
-    last = counts.size - 1
-    for value in values:
-        # float64, so that the bin of a float32 does not depend on how the range is scaled
-        index = int((np.float64(value) - low) * bins_per_unit)
-        counts[min(max(index, 0), last)] += 1
+    # float64, so that the bin of a float32 does not depend on how the range is scaled
+    position = np.empty(min(_BLOCK, flat.size), np.float64)
+    index = np.empty(position.size, np.intp)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        size = block.size
+        np.subtract(block, low, out=position[:size], dtype=np.float64)
+        np.multiply(position[:size], bins_per_unit, out=position[:size])
+        np.clip(position[:size], 0, counts.size - 1, out=position[:size])
+        np.copyto(index[:size], position[:size], casting="unsafe")
+        np.add.at(counts, index[:size], 1)

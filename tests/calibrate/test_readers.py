@@ -382,7 +382,7 @@ def test_equal_and_few_samples_are_noticed():
     smooth = np.cumsum(reals(1, 3, 16, 16), axis=3)
     assert notices([{"x": smooth}] * 40, WIDE) == ["all 40 samples are equal"]
     assert notices([{"x": smooth}, {"x": smooth + 1}], WIDE) == [
-        "only 2 samples: ranges are shaky below 32"
+        "too few samples (2): ranges are shaky below 32"
     ]
     with pytest.raises(DataError, match="no samples"):
         notices([], WIDE)

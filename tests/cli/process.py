@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "qcompile.cli.main")
+COMMAND = (sys.executable, "-m", "qcompile")
 TERMINAL = ("CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS")
 """Variables that change how output looks: only a test that names them has them."""
 
@@ -26,6 +26,16 @@ class Ended:
 
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def answer(done: Ended) -> Any:
+    """Return what a quiet command says in JSON, and assert that it says nothing else."""
+    assert (done.code, done.err) == (0, "")
+    return done.json()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
