@@ -1,6 +1,7 @@
 """The passes in the order in which they run; the order is the documentation."""
 
 from qcompile.graph.protocol import GraphPass
+from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.clean_up import CleanUp
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.dynamic_matmul import DynamicMatmul
@@ -9,6 +10,8 @@ from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.flatten_tokens import FlattenTokens
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
 from qcompile.passes.fold_constants import FoldConstants
+from qcompile.passes.fold_input_scale import FoldInputScale
+from qcompile.passes.fold_stride import FoldStride
 from qcompile.passes.fold_weights import FoldWeights
 from qcompile.passes.fuse_gelu import FuseGelu
 from qcompile.passes.fuse_layer_norm import FuseLayerNorm
@@ -17,6 +20,8 @@ from qcompile.passes.fuse_pad import FusePad
 from qcompile.passes.fuse_silu import FuseSilu
 from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.inline_functions import InlineFunctions
+from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
+from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.name_values import NameValues
 from qcompile.passes.own_constants import OwnConstants
@@ -59,18 +64,34 @@ LOWERING: dict[str, tuple[GraphPass, ...]] = {
         NameValues(),
     ),
 }
-"""Target to the passes that bring the canonical graph into the form its kernels want."""
+"""Target to the passes that bring the canonical graph into the form its int8 kernels want."""
+
+
+def lowering(target: str, scheme: str) -> tuple[GraphPass, ...]:
+    """Return the passes that serve a target; float arithmetic takes the canonical graph."""
+    return () if scheme == "weight-only" else LOWERING.get(target, ())
+
 
 QUANTIZING: tuple[GraphPass, ...] = (
     InsertQdq(),
+    FoldStride(),
     PadChannels(),
+    AverageCodes(),
     FenceFloatNodes(),
     DynamicMatmul(),
 )
 """The passes that write a plan into the graph; they take the plan as an argument."""
 
+WEIGHT_ONLY: tuple[GraphPass, ...] = (
+    FoldInputScale(),
+    InsertMatmulNbits(),
+    InsertBlockDequantize(),
+)
+"""The passes that write solved weights into the graph; they take plan and weights as arguments."""
+
 ALL: tuple[GraphPass, ...] = (
     *CANONICAL,
     *(step for steps in LOWERING.values() for step in steps),
     *QUANTIZING,
+    *WEIGHT_ONLY,
 )

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, remove_dead, take_over
+from qcompile.graph.edit import Names, remove_unread, take_over
 from qcompile.graph.protocol import Effect, Fact, GraphPass
-from qcompile.graph.walk import consumers, is_constant, is_op, nodes_between, scalar
+from qcompile.graph.walk import consumers, is_constant, is_op, scalar
 
 # A polynomial in two symbols: exponents (of x, of t) -> coefficient.
 Polynomial = dict[tuple[int, int], float]
@@ -166,6 +166,5 @@ def _fuse(function: ir.Node, x: ir.Value, result: ir.Value, names: Names) -> Non
         "Gelu", [x], {"approximate": _APPROXIMATE[function.op_type]}, name=names.fresh(last, "gelu")
     )
     last.graph.insert_before(last, gelu)
-    written_out = nodes_between(x, last)
     take_over(gelu.outputs[0], result)
-    remove_dead(written_out)
+    remove_unread(last)

@@ -7,13 +7,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_constant, remove_dead, take_over
+from qcompile.graph.edit import Names, add_constant, remove_unread, take_over
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.graph.walk import (
     constant,
     consumers,
     is_op,
-    nodes_between,
     only_consumer,
     producer,
     scalar,
@@ -148,9 +147,8 @@ def _fuse(core: _Core, sizes: tuple[int, ...], names: Names) -> None:
     attributes = {"axis": -len(sizes), "epsilon": core.epsilon}
     norm = ir.node("LayerNormalization", inputs, attributes, name=names.fresh(last, "norm"))
     last.graph.insert_before(last, norm)
-    written_out = nodes_between(core.x, last)
     take_over(norm.outputs[0], result)
-    remove_dead(written_out)
+    remove_unread(last)
 
 
 def _parameter(

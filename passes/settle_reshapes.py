@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_constant, remove_dead
+from qcompile.graph.edit import Names, add_constant, remove_unread
 from qcompile.graph.protocol import Effect, Fact, GraphPass
-from qcompile.graph.walk import constant, is_op, nodes_between, producer
+from qcompile.graph.walk import constant, is_op, producer
 from qcompile.passes.infer_shapes import InferShapes
 
 # An element of a shape: its number, or the value and axis whose size it is, or None for unknown.
@@ -133,7 +133,6 @@ def _settle(reshape: ir.Node, target: list[int], names: Names) -> None:
         return
     name = names.fresh(reshape.outputs[0], "shape")
     shape = add_constant(reshape.graph, name, np.array(target, np.int64))
-    written_out = nodes_between(reshape.inputs[0], maker)
     reshape.replace_input_with(1, shape)
     reshape.attributes.pop("allowzero", None)
-    remove_dead(written_out)
+    remove_unread(maker)

@@ -19,12 +19,13 @@ from qcompile.graph.protocol import Effect, Fact, GraphPass
 
 # Left out, with the reason: fuse_relus_clips is wrong where a Clip has min above max, and like
 # min_max_to_clip names new constants after the input, so that two Clips of one value collide;
-# broadcast_to_matmul undoes the 2-D form that integer kernels want.
+# broadcast_to_matmul undoes the 2-D form that integer kernels want; slice_split has a pattern of
+# two outputs, which the rewriter looks for in a time that grows with the square of the nodes.
 _RULES = (
     *_no_op.rules,
     *_collapse_slices.rules,
     *_materialize_reshape_shape.rules,
-    *_basic_rules.basic_optimization_rules(),
+    *(r for r in _basic_rules.basic_optimization_rules() if r is not _basic_rules.slice_split_rule),
     *_remove_optional_bias.rules,
 )
 

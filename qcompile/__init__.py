@@ -1,4 +1,4 @@
-"""Compiles trained ONNX models into int8 engines, and proves what the engines still do.
+"""Compiles trained ONNX models into int8 and int4 engines, and proves what the engines still do.
 
 Importing this package loads neither a runtime nor the compiler: each name comes with its module
 when it is first used.
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qcompile.errors import GateError, QcompileError
     from qcompile.pipeline import build
     from qcompile.plan import Plan, read_plan
-    from qcompile.recipe import Calibration, Gates, Preprocess, Recipe, recipe_from
+    from qcompile.recipe import Calibration, Gates, Preprocess, Recipe, Text, Weights, recipe_from
     from qcompile.report.schema import Report
 
 __all__ = [
@@ -24,6 +24,8 @@ __all__ = [
     "QcompileError",
     "Recipe",
     "Report",
+    "Text",
+    "Weights",
     "bench",
     "build",
     "inspect",
@@ -40,6 +42,8 @@ _MODULE_OF = {
     "QcompileError": "qcompile.errors",
     "Recipe": "qcompile.recipe",
     "Report": "qcompile.report.schema",
+    "Text": "qcompile.recipe",
+    "Weights": "qcompile.recipe",
     "bench": "qcompile.commands",
     "build": "qcompile.pipeline",
     "inspect": "qcompile.commands",

@@ -8,7 +8,8 @@ Rules, in the order a build meets them:
    renamed at the end. A stopped build leaves no bundle; the hidden folder of a killed one is
    removed by the next build of the same name. A lock tells a dead build's folder from a live one's.
 3. A build that misses a gate puts everything but the engine in place. Where that would replace a
-   good bundle, the good one stays and the rest goes to ``<name>.failed``.
+   good bundle, the good one stays and the rest goes to ``<name>.failed`` (or ``.failed-2`` ...
+   where something else has that name).
 """
 
 import fcntl
@@ -24,9 +25,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from qcompile.errors import OutputError
+from qcompile.frozen import Frozen
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -38,23 +40,19 @@ Status = Literal["built", "gate failed"]
 _CHUNK = 1 << 20
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FileDigest(_Frozen):
+class FileDigest(Frozen):
     """The size of a file in bytes and the sha256 of its content."""
 
     bytes: int
     sha256: str
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """What a bundle was made from, by what, and what is in it.
 
     Attributes:
         status: ``gate failed`` means that the bundle holds no engine.
-        source: The model file and its external data, by file name.
+        source: The model file and its external data, by path below the model's folder.
         calibration: sha256 of the set of calibration samples.
         evaluation: sha256 of the set of evaluation samples.
         recipe: The recipe as it was used, defaults included.
@@ -67,15 +65,15 @@ class Manifest(_Frozen):
 
     version: Literal[1] = 1
     status: Status = "built"
-    source: dict[str, FileDigest] = {}
+    source: dict[str, FileDigest] = Field(default_factory=dict)
     calibration: str | None = None
     evaluation: str | None = None
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
     plan: str | None = None
-    versions: dict[str, str] = {}
-    cpu: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    artifacts: dict[str, FileDigest] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
+    cpu: dict[str, str] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    artifacts: dict[str, FileDigest] = Field(default_factory=dict)
 
     def text(self) -> str:
         """Return the JSON, keys in the order of the schema."""
@@ -123,7 +121,7 @@ class Bundle:
     def destination(self, status: Status) -> Path:
         """Return where ``place`` will put the files."""
         if status == "gate failed" and former_status(self.output) == "built":
-            return self.output.with_name(f"{self.output.name}.failed")
+            return _free_for_failed(self.output)
         return self.output
 
     def place(self, status: Status) -> Path:
@@ -212,6 +210,16 @@ def _check_free(output: Path, *, force: bool) -> None:
         raise OutputError(f"{output} exists; --force replaces it, -o names another folder")
     if former_status(output) is None:
         raise OutputError(f"{output} is not a bundle of qcompile, so --force does not replace it")
+
+
+def _free_for_failed(output: Path) -> Path:
+    """Return ``<name>.failed``, numbered from 2 where that is there and no failed bundle."""
+    name = output.with_name(f"{output.name}.failed")
+    number = 1
+    while os.path.lexists(name) and former_status(name) != "gate failed":
+        number += 1
+        name = output.with_name(f"{output.name}.failed-{number}")
+    return name
 
 
 def _make_parents(output: Path) -> list[Path]:

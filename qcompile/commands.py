@@ -1,6 +1,5 @@
 """The other commands, on the parts of a build: calibrate, compare, inspect, bench."""
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.checks import check_samples
 from qcompile.calibrate.collect import collect
 from qcompile.calibrate.readers import open_samples
-from qcompile.compare import end_to_end
+from qcompile.calibrate.text import Reading
+from qcompile.compare import end_to_end, perplexity
 from qcompile.compare.metric import load_metric
 from qcompile.data import Source, split_data
 from qcompile.errors import DataError, ModelError, RecipeError
-from qcompile.frontend import load
+from qcompile.frontend import check_float, jobs_of, load
 from qcompile.graph.digest import model_digest
 from qcompile.graph.walk import all_graphs
 from qcompile.numerics.ranges import range_of
@@ -74,9 +74,10 @@ def calibrate(
     path, recipe, heard = Path(model), recipe or Recipe(), StageLog(progress)
     if recipe.scheme != "int8":
         raise RecipeError(f"scheme {recipe.scheme} needs no calibration: nothing to do")
-    target, options, jobs = target_named(recipe.target), recipe.calibration, _jobs(recipe)
-    loaded = load(path, target.name, threads=jobs, dump_dir=None, progress=heard)
-    data = split_data(calib, evaluation, loaded.session, recipe, heard)
+    target, options, jobs = target_named(recipe.target), recipe.calibration, jobs_of(recipe, heard)
+    loaded = load(path, target.name, recipe.scheme, threads=jobs, dump_dir=None, progress=heard)
+    check_float(loaded)
+    data = split_data(calib, evaluation, loaded, recipe, heard)
     if data.calibration is None:
         raise DataError(f"{calib}: no samples to calibrate with")
     names = activations_of(select_paying(loaded.model, target, recipe.scheme, wishes_of(recipe)))
@@ -118,7 +119,7 @@ def compare(
         reference: An ONNX file.
         model: Another with the same inputs and outputs.
         data: Samples; with labels, accuracies are compared too.
-        recipe: Its metric, its preprocessing of pictures and its jobs count.
+        recipe: Its metric, what it does with pictures and text, and its jobs count.
         progress: Hears of steps and notices.
 
     Raises:
@@ -126,10 +127,13 @@ def compare(
     """
     recipe, heard = recipe or Recipe(), StageLog(progress)
     metric = load_metric(recipe.metric) if recipe.metric else None
-    first = _Opened.of(Path(reference), _jobs(recipe), heard)
-    second = _Opened.of(Path(model), _jobs(recipe), heard)
+    jobs = jobs_of(recipe, heard)
+    first = _Opened.of(Path(reference), jobs, heard)
+    second = _Opened.of(Path(model), jobs, heard)
     _check_same_inputs(first, second)
-    samples = _samples(data, first.session, recipe, heard)
+    samples = _samples(data, first, recipe, heard)
+    if recipe.metric == perplexity.NAME and not _predicts_tokens(first.session, samples):
+        raise RecipeError(f"{first.path}: predicts no tokens, so that it has no perplexity")
     found = end_to_end.compare(
         first.session.run, second.session.run, samples, metric=metric, progress=heard
     )
@@ -161,7 +165,7 @@ def inspect(
         QcompileError: Bad input.
     """
     path, heard, chosen = Path(model), StageLog(progress), target_named(target)
-    loaded = load(path, chosen.name, threads=1, dump_dir=None, progress=heard)
+    loaded = load(path, chosen.name, "int8", threads=1, dump_dir=None, progress=heard)
     selection = select_paying(loaded.model, chosen, "int8", Wishes())
     weight_bytes, int8_bytes = _weight_bytes(loaded.model, selection)
     return Inspection(
@@ -186,7 +190,7 @@ def bench(
     Args:
         models: ONNX files with the same inputs.
         data: Samples; the models run on the first. Without data, values are made up.
-        recipe: Its preprocessing of pictures counts.
+        recipe: What it does with pictures and text counts.
         threads: Threads of each session.
         progress: Hears of steps and notices.
 
@@ -202,7 +206,7 @@ def bench(
     if data is None:
         feeds: Feeds = made_up_feeds(first.session.inputs)
     else:
-        feeds = _samples(data, first.session, recipe or Recipe(), heard)[0]
+        feeds = _samples(data, first, recipe or Recipe(), heard)[0]
     return BenchReport(
         rows=tuple(_timed([first, *others], feeds, threads, heard)),
         inputs="made up" if data is None else "data",
@@ -227,12 +231,14 @@ class _Opened:
         return cls(path, size, Session(path, threads=threads))
 
 
-def _jobs(recipe: Recipe) -> int:
-    return recipe.jobs or os.cpu_count() or 1
+def _predicts_tokens(session: Session, samples: Samples) -> bool:
+    return perplexity.perplexity_metric(session.inputs, session.outputs, samples[0]) is not None
 
 
-def _samples(source: Source, session: Session, recipe: Recipe, progress: Progress) -> Samples:
-    samples = open_samples(source, session.inputs, recipe.preprocess, progress, session)
+def _samples(source: Source, model: _Opened, recipe: Recipe, progress: Progress) -> Samples:
+    session = model.session
+    reading = Reading.of(recipe.text, model.path, session.outputs)
+    samples = open_samples(source, session.inputs, recipe.preprocess, progress, session, reading)
     check_samples(samples, session.inputs, progress)
     return samples
 

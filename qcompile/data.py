@@ -1,15 +1,17 @@
 """Opens calibration and evaluation samples and keeps the two apart."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from qcompile.calibrate.checks import check_samples
 from qcompile.calibrate.readers import open_samples
+from qcompile.calibrate.text import Reading
 from qcompile.errors import DataError
+from qcompile.frontend import Loaded
 from qcompile.progress import Progress
-from qcompile.recipe import Recipe
+from qcompile.recipe import Recipe, Text
 from qcompile.report.schema import Data
-from qcompile.runtime.ort import Session
 from qcompile.samples import Samples, Subset, content_order
 
 Source = str | Path
@@ -33,7 +35,7 @@ class Split:
 def split_data(
     calib: Source | None,
     evaluation: Source | None,
-    session: Session,
+    loaded: Loaded,
     recipe: Recipe,
     progress: Progress,
 ) -> Split:
@@ -53,11 +55,14 @@ def split_data(
     rest: Subset | None = None
     found = 0
     if calib is not None:
-        samples = _opened(calib, session, recipe, progress)
+        hold_back = evaluation is None and recipe.calibration.holdback > 0
+        text = _text_needed(recipe, hold_back=hold_back)
+        samples = _opened(calib, loaded, recipe, text, progress)
         found = len(samples)
-        used, rest = _divided(samples, recipe, progress, hold_back=evaluation is None)
+        used, rest = _divided(samples, recipe, progress, hold_back=hold_back)
     if evaluation is not None:
-        rest = _unseen(_opened(evaluation, session, recipe, progress), used, progress)
+        samples = _opened(evaluation, loaded, recipe, recipe.text, progress)
+        rest = _unseen(samples, used, progress)
     if rest is None or not len(rest):
         rest = None
         progress.notice("no samples to compare on: give --eval, or more calibration samples")
@@ -73,10 +78,25 @@ def split_data(
     return Split(used, rest, facts)
 
 
-def _opened(source: Source, session: Session, recipe: Recipe, progress: Progress) -> Samples:
-    samples = open_samples(source, session.inputs, recipe.preprocess, progress, session)
-    check_samples(samples, session.inputs, progress)
+def _opened(
+    source: Source, loaded: Loaded, recipe: Recipe, text: Text, progress: Progress
+) -> Samples:
+    reading = Reading.of(text, loaded.path, loaded.outputs)
+    samples = open_samples(
+        source, loaded.inputs, recipe.preprocess, progress, loaded.session, reading
+    )
+    check_samples(samples, loaded.inputs, progress)
     return samples
+
+
+def _text_needed(recipe: Recipe, *, hold_back: bool) -> Text:
+    """Return how to read text: no more of it than ``--calib-samples`` and what is held back."""
+    wanted = recipe.calibration.samples
+    if wanted is None:
+        return recipe.text
+    if hold_back:
+        wanted = max(wanted + 1, math.ceil(wanted / (1 - recipe.calibration.holdback)))
+    return recipe.text.model_copy(update={"windows": min(wanted, recipe.text.windows)})
 
 
 def _divided(

@@ -1,27 +1,36 @@
 """From a file to the graph that a target plans on; shared by all commands that look at a model."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.bundle import FileDigest, file_digest
 from qcompile.errors import EngineError, ModelError, PassError
 from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.graph.walk import all_nodes
+from qcompile.graph.walk import all_nodes, weight_bytes
 from qcompile.numerics.metrics import ErrorSums, error_sums
-from qcompile.passes import CANONICAL, LOWERING
+from qcompile.passes import CANONICAL, lowering
 from qcompile.progress import Progress
+from qcompile.recipe import Recipe, Scheme
 from qcompile.runtime.ort import Session
-from qcompile.samples import Samples
+from qcompile.samples import Array, Port, Samples
 from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
 from qcompile.source.support import describe_unknown, unknown_operators
 
+LARGE_BYTES = 2 << 30
+"""Of weights: models with more are never loaded as a whole where the scheme can do without."""
+
 LIMIT = 1e-5
 """Relative L2 by which the clean-up may move an output."""
+
+TIPPED = 0.01
+"""Share of the integers of an output, decided from floats, that float rounding may change."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +39,16 @@ class Loaded:
 
     Attributes:
         path: The source file.
-        files: Size and hash of the file and its external data, by name.
+        files: Size and hash of the file and its external data, by path below the model's folder.
         opset: Of the default domain, as found.
         nodes: In the source, subgraphs included.
         model: The graph after clean-up and lowering.
         holds: What holds of it.
         runs: What the passes did.
-        session: The source model, loaded as it is.
+        inputs: Of the source, as ONNX Runtime or, for a large model, the file says.
+        outputs: The same.
+        session: The source model, loaded as it is; None for a model of more than ``LARGE_BYTES``,
+            which is only ever run a stage at a time.
     """
 
     path: Path
@@ -46,11 +58,19 @@ class Loaded:
     model: ir.Model
     holds: frozenset[Fact]
     runs: list[PassRun]
-    session: Session
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    session: Session | None
 
 
 def load(
-    path: Path, target: str, *, threads: int, dump_dir: Path | None, progress: Progress
+    path: Path,
+    target: str,
+    scheme: Scheme,
+    *,
+    threads: int,
+    dump_dir: Path | None,
+    progress: Progress,
 ) -> Loaded:
     """Load a model, try it in ONNX Runtime, clean it up and lower it for a target.
 
@@ -60,36 +80,100 @@ def load(
     """
     model = load_model(path, progress)
     unknown = unknown_operators(model)
-    try:
-        session = Session(path, threads=threads)
-    except EngineError as error:
-        if unknown:
-            raise ModelError(f"{path}: {describe_unknown(unknown, str(error))}") from error
-        raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    large = scheme == "weight-only" and weight_bytes(model) > LARGE_BYTES
+    session = None if large else _session(path, threads, unknown)
     if unknown:
         names = ", ".join(sorted({f"{domain}.{op}" for _, domain, op in unknown}))
         progress.notice(f"operators outside the ONNX standard stay in float: {names}")
     opset = model.opset_imports.get("", 0)
-    files = {file.name: file_digest(file) for file in model_files(path)}
+    _, *external = model_files(path)
+    files = {path.name: file_digest(path)}
+    folder = path.resolve().parent
+    files |= {file.relative_to(folder).as_posix(): file_digest(file) for file in external}
     nodes = sum(1 for _ in all_nodes(model))
-    passes: list[GraphPass] = [*CANONICAL, *LOWERING.get(target, ())]
+    passes: list[GraphPass] = [*CANONICAL, *lowering(target, scheme)]
     runs = run_passes(model, passes, dump_dir=dump_dir)
-    return Loaded(path, files, opset, nodes, model, check_order(passes), runs, session)
+    return Loaded(
+        path=path,
+        files=files,
+        opset=opset,
+        nodes=nodes,
+        model=model,
+        holds=check_order(passes),
+        runs=runs,
+        inputs=session.inputs if session else _ports(model.graph.inputs),
+        outputs=session.outputs if session else _ports(model.graph.outputs),
+        session=session,
+    )
 
 
-def check_equivalence(loaded: Loaded, samples: Samples, indices: Sequence[int]) -> float:
+def _session(path: Path, threads: int, unknown: list[tuple[ir.Node, str, str]]) -> Session:
+    try:
+        return Session(path, threads=threads)
+    except EngineError as error:
+        if unknown:
+            raise ModelError(f"{path}: {describe_unknown(unknown, str(error))}") from error
+        raise ModelError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+
+
+def _ports(values: Sequence[ir.Value]) -> tuple[Port, ...]:
+    return tuple(
+        Port(
+            str(value.name),
+            value.dtype.numpy() if value.dtype else np.dtype(np.float32),
+            None
+            if value.shape is None
+            else tuple(d if isinstance(d, int) else d.value for d in value.shape),
+        )
+        for value in values
+    )
+
+
+def jobs_of(recipe: Recipe, progress: Progress) -> int:
+    """Return the worker threads: as many as asked for, but no more than there are cores."""
+    cores = os.cpu_count() or 1
+    if recipe.jobs is not None and recipe.jobs > cores:
+        progress.notice(f"--jobs {recipe.jobs}: there are only {cores} cores, so {cores} it is")
+    return min(recipe.jobs or cores, cores)
+
+
+def check_float(loaded: Loaded) -> None:
+    """Check that a model can be made static int8: that it is not quantized already.
+
+    Raises:
+        ModelError: It holds DequantizeLinear nodes.
+    """
+    found = [node.name for node in loaded.model.graph if node.op_type == "DequantizeLinear"]
+    if found:
+        raise ModelError(
+            f"{loaded.path}: is quantized already ({len(found)} DequantizeLinear nodes, the first "
+            f"is {found[0]}); static int8 is made of the float model: give that one"
+        )
+
+
+def check_equivalence(
+    loaded: Loaded, samples: Samples, indices: Sequence[int], progress: Progress
+) -> float | None:
     """Return how far clean-up and lowering moved the outputs: the largest relative L2.
 
     A model that magnifies float rounding moves by itself between ONNX Runtime's optimized and
-    plain kernels; then that distance is the limit.
+    plain kernels; then that distance is the limit. Outputs that are no floats must be equal; where
+    rounding tipped a few close decisions, that is noticed.
+
+    Returns:
+        None where no distance says it: some integers differ, and no float does.
 
     Raises:
-        PassError: The distance is above ``LIMIT`` and above the model's own.
+        PassError: The distance is above ``LIMIT`` and above the model's own, or more integers
+            differ than rounding explains.
     """
+    if loaded.session is None:
+        raise ValueError("a large model has no session to compare")
     plain = Session(loaded.path, optimize=False)
     lowered = Session(loaded.model, optimize=False)
     moved: dict[str, ErrorSums] = {}
     own: dict[str, ErrorSums] = {}
+    decided: dict[str, _Unequal] = {}
     for index in indices:
         feeds = samples[index]
         expected, found, usual = plain.run(feeds), lowered.run(feeds), loaded.session.run(feeds)
@@ -97,6 +181,9 @@ def check_equivalence(loaded: Loaded, samples: Samples, indices: Sequence[int]) 
             if reference.dtype.kind == "f":
                 moved[name] = moved.get(name, ErrorSums()) + error_sums(reference, found[name])
                 own[name] = own.get(name, ErrorSums()) + error_sums(reference, usual[name])
+            else:
+                seen = decided.get(name, _Unequal())
+                decided[name] = seen.plus(reference, found[name], usual[name])
     for name, sums in moved.items():
         limit = max(LIMIT, 2 * own[name].relative_l2)
         if sums.relative_l2 > limit:
@@ -104,4 +191,48 @@ def check_equivalence(loaded: Loaded, samples: Samples, indices: Sequence[int]) 
                 f"clean-up moved output {name} by {sums.relative_l2:.2g} (relative L2; limit "
                 f"{limit:.2g}): please report this model; nothing was built"
             )
-    return max((sums.relative_l2 for sums in moved.values()), default=0.0)
+    for name, unequal in decided.items():
+        unequal.check(name, progress)
+    worst = max((sums.relative_l2 for sums in moved.values()), default=0.0)
+    return None if not worst and any(unequal.count for unequal in decided.values()) else worst
+
+
+@dataclass(frozen=True)
+class _Unequal:
+    """How many elements of an output that holds no floats differ.
+
+    Attributes:
+        elements: In all samples together.
+        count: That the clean-up changed.
+        own: That the source model itself changes between optimized and plain kernels.
+    """
+
+    elements: int = 0
+    count: int = 0
+    own: int = 0
+
+    def plus(self, reference: Array, found: Array, usual: Array) -> "_Unequal":
+        """Count the elements of another sample."""
+        size = reference.size
+        return _Unequal(
+            self.elements + size,
+            self.count + _different(reference, found),
+            self.own + _different(reference, usual),
+        )
+
+    def check(self, name: str, progress: Progress) -> None:
+        """Refuse more changes than rounding explains; notice others."""
+        if self.count > max(1, TIPPED * self.elements, 2 * self.own):
+            raise PassError(
+                f"clean-up changed {self.count} of {self.elements} elements of output {name}: "
+                "please report this model; nothing was built"
+            )
+        if self.count:
+            progress.notice(
+                f"clean-up changed {self.count} of {self.elements} elements of output {name}: "
+                "decisions so close that float rounding tips them"
+            )
+
+
+def _different(a: Array, b: Array) -> int:
+    return int((a != b).sum()) if a.shape == b.shape else max(a.size, 1)

@@ -1,9 +1,10 @@
 """The flow, one way: source, graph, statistics, plan, rewritten graph, engine, comparison.
 
-Only this file, with ``frontend`` and ``data``, joins the stages; none of them imports another.
+The stages meet here, and in the modules beside this one; none of them imports another.
 """
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,51 +23,29 @@ from qcompile.bundle import (
     open_bundle,
     versions,
 )
-from qcompile.calibrate.cache import StatisticsStore, default_cache
-from qcompile.calibrate.collect import collect
 from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
-from qcompile.emit.ort_file import load_engine, write_engine, write_optimized
+from qcompile.emit.ort_file import write_engine, write_optimized
 from qcompile.errors import GateError, ModelError, RecipeError
-from qcompile.frontend import Loaded, check_equivalence, load
-from qcompile.graph.protocol import GraphPass
-from qcompile.graph.runner import PassRun, run_passes
-from qcompile.numerics.grids import Codes
-from qcompile.passes.dynamic_matmul import DynamicMatmul
-from qcompile.passes.fence_float_nodes import FenceFloatNodes
-from qcompile.passes.insert_qdq import InsertQdq
-from qcompile.passes.pad_channels import PadChannels
+from qcompile.frontend import Loaded, check_equivalence, jobs_of, load
 from qcompile.plan import Plan, read_plan
-from qcompile.planning.pays import select_paying
-from qcompile.planning.plan import (
-    PROBED,
-    Planner,
-    activations_of,
-    check_plan,
-    codes_of,
-    wishes_of,
-)
+from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, StageLog
-from qcompile.recipe import Cpu, Recipe
+from qcompile.recipe import Calibration, Cpu, Recipe
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import Canonicalization, Report
+from qcompile.report.schema import Canonicalization, Kernels, Report
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import kernel_nodes
-from qcompile.samples import Subset, samples_digest
-from qcompile.statistics import Statistics
+from qcompile.samples import samples_digest
 from qcompile.targets import target_named
 from qcompile.targets.target import Target
+from qcompile.w8a8 import W8A8
+from qcompile.weight_only import WeightOnly, working_folder
 
 CHECKED = 2
 """Samples on which the clean-up is compared with the source."""
-
-LITTLE = 0.25
-"""Share of the arithmetic in int8 below which the user is told so."""
-
-LAYERED = 4
-"""Samples of the layer-by-layer comparison."""
 
 
 def build(  # noqa: PLR0913 (the command's options)
@@ -74,11 +53,11 @@ def build(  # noqa: PLR0913 (the command's options)
     *,
     calib: Source | None = None,
     evaluation: Source | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     recipe: Recipe | None = None,
-    plan: Path | None = None,
+    plan: Path | str | None = None,
     force: bool = False,
-    dump_passes: Path | None = None,
+    dump_passes: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Build an engine from an ONNX model, and prove what it still does.
@@ -105,18 +84,40 @@ def build(  # noqa: PLR0913 (the command's options)
     path, recipe = Path(model), recipe or Recipe()
     target = target_named(recipe.target)
     cpu = recipe.cpu or host_cpu()
-    if cpu not in target.types:
+    if target.types and cpu not in target.types:
         raise RecipeError(f"--cpu {cpu}: {target.name} has no types for it")
-    recipe = recipe.model_copy(update={"jobs": recipe.jobs or os.cpu_count() or 1})
-    metric = load_metric(recipe.metric) if recipe.metric else None
-    edited = read_plan(plan) if plan else None
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    folder = output or default_output(path, recipe.scheme, target.name)
     log = StageLog(progress)
+    recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
+    metric = load_metric(recipe.metric) if recipe.metric else None
+    edited = _edited(Path(plan), recipe) if plan else None
+    check_file(path)
+    folder = Path(output or default_output(path, recipe.scheme, target.name))
+    dumps = Path(dump_passes) if dump_passes else None
     with open_bundle(folder, force=force) as bundle:
         job = _Job(path, recipe, target, cpu, metric, bundle, log)
-        return job.run(calib, evaluation, edited, dump_passes)
+        return job.run(calib, evaluation, edited, dumps)
+
+
+def _edited(path: Path, recipe: Recipe) -> Plan:
+    """Read the plan to follow.
+
+    Raises:
+        RecipeError: The recipe asks for what the plan has decided.
+        PlanError: The file is bad.
+    """
+    decided = {
+        "--exclude": recipe.exclude,
+        "--exclude-op": recipe.exclude_ops,
+        "--float-first": recipe.float_first,
+        "--float-last": recipe.float_last,
+        "--calib-method": recipe.calibration.method != Calibration().method,
+    }
+    for option, asked in decided.items():
+        if asked:
+            raise RecipeError(
+                f"{option}: --plan {path} has decided that; leave out one of them, or edit the plan"
+            )
+    return read_plan(path)
 
 
 @dataclass(frozen=True)
@@ -139,62 +140,47 @@ class _Job:
         log, jobs = self.log, self.recipe.jobs or 1
         with log.stage("source"):
             loaded = load(
-                self.path, self.target.name, threads=jobs, dump_dir=dump_passes, progress=log
-            )
-        if self.cpu == "vnni":
-            log.notice(
-                "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
-                "accuracy; for those build with --cpu avx2"
+                self.path,
+                self.target.name,
+                self.recipe.scheme,
+                threads=jobs,
+                dump_dir=dump_passes,
+                progress=log,
             )
         for unused in unmatched(loaded.model, wishes_of(self.recipe)):
             log.notice(f"nothing is excluded by {unused!r}: no node matches it")
         with log.stage("data"):
-            data = split_data(calib, evaluation, loaded.session, self.recipe, log)
+            data = split_data(calib, evaluation, loaded, self.recipe, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
-        with log.stage("calibrate"):
-            statistics, reused = self._statistics(loaded, data.calibration)
-        with log.stage("plan"):
-            plan, codes = self._plan(loaded, statistics, data, edited)
-        share = sections.int8_share(plan, loaded.model)
-        if share is not None and share < LITTLE:
-            log.notice(
-                f"only {share:.1%} of the arithmetic runs in int8: see 'in float' for the reasons"
-            )
-        self.bundle.write(PLAN, plan.text())
-        with log.stage("rewrite"):
-            quantized, runs = self._rewrite(loaded, plan, codes, dump_passes)
-        with log.stage("emit"):
-            engine = self._emit(quantized)
+        with self._scheme(loaded, data, edited) as scheme:
+            made = scheme.quantize(dump_passes)
+            self.bundle.write(PLAN, made.plan.text())
+            with log.stage("emit"):
+                engine = self._emit(made.model)
         with log.stage("compare"):
-            compared = proof.compare(loaded, engine, data, self.metric, jobs, log)
-            weights = proof.rounded_weights(loaded.model, plan, codes)
-            layers = proof.layers(loaded.model, quantized, plan, weights, data, jobs, log)
+            metric = self.metric or proof.own_metric(loaded, data)
+            compared = proof.compare(loaded, engine, data, metric, jobs, log)
+            layers = proof.layers(loaded.model, made, data, jobs, log)
         with log.stage("time"):
             timing = proof.time_engine(
                 loaded, engine, data, again=not self.recipe.gates.allow_slower, progress=log
             )
         results = check_gates(self.recipe.gates, compared.get("engine"), timing)
-        summary = sections.calibration_summary(
-            plan,
-            self.recipe.calibration.method,
-            len(statistics.tensors),
-            reused,
-            log.seconds["calibrate"],
-        )
         report = Report(
             model=sections.model_facts(loaded),
             canonical=canonical,
             data=data.facts,
-            calibration=summary if statistics.tensors else None,
-            plan=sections.plan_summary(plan, host_cpu(), loaded.model),
-            passes=sections.pass_records(runs),
-            kernels=sections.kernels(plan, loaded.model, self.target, kernel_nodes(engine)),
+            calibration=made.calibration,
+            plan=sections.plan_summary(made.plan, host_cpu(), loaded.model),
+            passes=sections.pass_records(made.runs),
+            kernels=self._kernels(loaded, made.plan, engine),
             engine=sections.comparison_section(compared.get("engine")),
             simulated=sections.comparison_section(compared["simulated"])
             if "simulated" in compared
             else None,
             layers=sections.layer_rows(layers),
+            weights=made.solved,
             speed=sections.speed(timing),
             gates=sections.gates(results),
         )
@@ -207,55 +193,29 @@ class _Job:
             self.log.notice("without samples, the clean-up was not compared with the source")
             return Canonicalization(passes=runs)
         indices = range(min(CHECKED, len(samples)))
-        moved = check_equivalence(loaded, samples, indices)
+        moved = check_equivalence(loaded, samples, indices, self.log)
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 
-    def _statistics(self, loaded: Loaded, samples: Subset | None) -> tuple[Statistics, int]:
-        if samples is None or self.recipe.scheme != "int8":
-            return Statistics({}, 0), 0
-        wishes = wishes_of(self.recipe)
-        names = activations_of(select_paying(loaded.model, self.target, self.recipe.scheme, wishes))
-        store = StatisticsStore(default_cache())
-        statistics = collect(
-            loaded.model,
-            samples,
-            names,
-            jobs=self.recipe.jobs or 1,
-            histograms=self.recipe.calibration.method != "minmax",
-            store=store,
-            progress=self.log,
-        )
-        return statistics, statistics.reused
+    @contextmanager
+    def _scheme(
+        self, loaded: Loaded, data: Split, edited: Plan | None
+    ) -> Iterator[W8A8 | WeightOnly]:
+        """Give what quantizes; what it keeps on disk stays until the engine is written."""
+        if self.recipe.scheme != "weight-only":
+            yield W8A8(loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
+            return
+        with working_folder(loaded, data, self.recipe, edited) as folder:
+            parts = (loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
+            yield WeightOnly(*parts, folder)
 
-    def _plan(
-        self, loaded: Loaded, statistics: Statistics, data: Split, edited: Plan | None
-    ) -> tuple[Plan, dict[str, Codes]]:
-        calibration = data.calibration
-        probed = Subset(calibration, range(min(PROBED, len(calibration)))) if calibration else None
-        if edited is not None:
-            check_plan(edited, loaded.model, self.target, self.cpu, self.recipe.scheme)
-            jobs = self.recipe.jobs or 1
-            return edited, codes_of(edited, loaded.model, probed, jobs, self.log)
-        planner = Planner(
-            loaded.model, statistics, probed, self.recipe, self.target, self.cpu, self.log
-        )
-        return planner.make(wishes_of(self.recipe))
-
-    def _rewrite(
-        self, loaded: Loaded, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None
-    ) -> tuple[ir.Model, list[PassRun]]:
-        quantized = loaded.model.clone()
-        passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
-        if self.recipe.scheme == "int8":
-            passes = [InsertQdq(plan=plan, codes=codes), PadChannels(), FenceFloatNodes()]
-        folder = dump_passes / "quantize" if dump_passes else None
-        return quantized, run_passes(quantized, passes, holds=loaded.holds, dump_dir=folder)
+    def _kernels(self, loaded: Loaded, plan: Plan, engine: Path) -> Kernels:
+        if loaded.session is None:
+            return Kernels()
+        return sections.kernels(plan, loaded.model, self.target, kernel_nodes(engine))
 
     def _emit(self, quantized: ir.Model) -> Path:
         engine = self.bundle.folder / ENGINE
         write_engine(quantized, engine)
-        session = load_engine(engine, self.recipe.jobs or 1)
-        del session
         if self.recipe.optimized:
             write_optimized(engine)
         return engine

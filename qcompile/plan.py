@@ -6,13 +6,20 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qcompile.errors import PlanError
+from qcompile.frozen import Frozen
+from qcompile.numerics.groups import WeightFormat
 
 CodeType = Literal["uint8", "int8", "int32"]
 Kind = Literal["activation", "weight", "bias"]
-Precision = Literal["int8", "int8-dynamic", "float"]
+Precision = Literal["int8", "int8-dynamic", "weight-only", "float"]
+Algorithm = Literal["rtn", "gptq", "awq", "awq+gptq"]
+WeightForm = Literal["nbits", "dequantize"]
+
+GROUP_SIZES = (0, 16, 32, 64, 128, 256)
+"""What operators take: 0 is the whole channel; kernels want powers of two."""
 
 CODE_RANGE: dict[CodeType, tuple[int, int]] = {
     "uint8": (0, 255),
@@ -21,11 +28,7 @@ CODE_RANGE: dict[CodeType, tuple[int, int]] = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TensorPlan(_Frozen):
+class TensorPlan(Frozen):
     """How one tensor is stored: ``real = scale * (code - zero_point)``.
 
     Attributes:
@@ -81,12 +84,56 @@ class TensorPlan(_Frozen):
         )
 
 
-class NodePlan(_Frozen):
+class WeightPlan(Frozen):
+    """How one weight is stored for nodes that compute in float: few bits, a scale for each group.
+
+    Attributes:
+        bits: Of one code.
+        group_size: Weights along the reduction axis that share a scale; 0 for the whole channel.
+        symmetric: The zero point is the middle of the codes.
+        scale_type: Of the scales; the type that the graph computes in.
+        algorithm: What solved for the codes.
+        errors: Relative L2 error of the readers' outputs on held-back samples, by algorithm.
+        accuracy_level: Of ``MatMulNBits``: 0 computes as the graph is typed, 4 with int8
+            activations. Standard operators have no such choice.
+        level_error: Relative L2 error that the level adds at the readers' outputs, if measured.
+        input_scaled: The codes are of the weight times a scale a column (AWQ).
+        permuted: The codes stand in another order of columns (act-order without static groups).
+        form: nbits (``com.microsoft::MatMulNBits``) or dequantize (``DequantizeLinear``).
+    """
+
+    bits: Literal[2, 3, 4, 8]
+    group_size: int
+    symmetric: bool = True
+    scale_type: Literal["float32", "float16"] = "float32"
+    algorithm: Algorithm = "rtn"
+    errors: dict[Algorithm, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    accuracy_level: Literal[0, 1, 2, 3, 4] = 0
+    level_error: Annotated[float, Field(ge=0)] | None = None
+    input_scaled: bool = False
+    permuted: bool = False
+    form: WeightForm = "nbits"
+
+    @field_validator("group_size")
+    @classmethod
+    def _known(cls, size: int) -> int:
+        if size not in GROUP_SIZES:
+            known = ", ".join(map(str, GROUP_SIZES))
+            raise ValueError(f"{size} is no size that operators take: {known}")
+        return size
+
+    def format(self) -> WeightFormat:
+        """Return the format of the codes and scales."""
+        return WeightFormat(self.bits, self.group_size, self.symmetric, self.scale_type)
+
+
+class NodePlan(Frozen):
     """What one node computes in, and why.
 
     Attributes:
         op: Operator type, for the reader and as a check.
-        precision: int8 (static), int8-dynamic (activations quantized at run time) or float.
+        precision: int8 (static), int8-dynamic (activations quantized at run time), weight-only
+            (float, with its weight stored in few bits) or float.
         reason: Why: the rule, the measured error, the user's exclusion.
     """
 
@@ -95,8 +142,8 @@ class NodePlan(_Frozen):
     reason: str
 
 
-class Plan(_Frozen):
-    """All decisions for one model on one target; tensors and nodes go by name."""
+class Plan(Frozen):
+    """All decisions for one model on one target; tensors, weights and nodes go by name."""
 
     version: Literal[1] = 1
     model: str = Field(description="sha256 of the canonical graph that the names belong to")
@@ -104,6 +151,7 @@ class Plan(_Frozen):
     cpu: str
     scheme: str
     tensors: dict[str, TensorPlan]
+    weights: dict[str, WeightPlan] = Field(default_factory=dict)
     nodes: dict[str, NodePlan]
 
     def precision(self, node: str) -> Precision:
@@ -112,17 +160,19 @@ class Plan(_Frozen):
         return entry.precision if entry else "float"
 
     def text(self) -> str:
-        """Return the JSON, stable and with one line for each entry."""
+        """Return the JSON, stable and with one line for each entry; no weights, no such section."""
         body = self.model_dump(mode="json", exclude_defaults=False)
         lines = [f'  "{k}": {json.dumps(v)},' for k, v in body.items() if k not in _SECTIONS]
         for section in _SECTIONS:
             entries = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in body[section].items()]
+            if not entries and section == "weights":
+                continue
             joined = ",\n".join(entries)
-            lines.append(f'  "{section}": {{\n{joined}\n  }}{"," if section == "tensors" else ""}')
+            lines.append(f'  "{section}": {{\n{joined}\n  }}{"" if section == "nodes" else ","}')
         return "{\n" + "\n".join(lines) + "\n}\n"
 
 
-_SECTIONS = ("tensors", "nodes")
+_SECTIONS = ("tensors", "weights", "nodes")
 
 
 def read_plan(path: Path) -> Plan:

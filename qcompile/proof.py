@@ -1,14 +1,16 @@
 """The proof of an engine: its outputs, its layers and its speed against the float model."""
 
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qcompile.compare.end_to_end import compare_all
 from qcompile.compare.gates import seems_slower
-from qcompile.compare.layers import LayerError, compare_layers, compare_weights, worst_first
+from qcompile.compare.layers import LayerError, compare_layers, worst_first
 from qcompile.compare.metric import Metric
+from qcompile.compare.perplexity import perplexity_metric
 from qcompile.compare.results import Comparison
 from qcompile.data import Split
 from qcompile.errors import EngineError
@@ -17,10 +19,15 @@ from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.plan import Plan
 from qcompile.progress import Progress
+from qcompile.quantized import Quantized
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
+from qcompile.runtime.staged import StagedRun, run_staged
 from qcompile.runtime.timing import Timing, time_pair
-from qcompile.samples import Array, Feeds
+from qcompile.samples import Array, Feeds, InMemory
+
+STAGE_BYTES = 400 << 20
+"""Weights of a stage when a large model is compared."""
 
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
@@ -37,15 +44,22 @@ def compare(
     jobs: int,
     progress: Progress,
 ) -> dict[str, Comparison]:
-    """Compare engine and simulated model with the float model, on samples not calibrated on.
+    """Load and run the engine; compare it with the float model, on samples not calibrated on.
 
     Returns:
-        ``engine`` and ``simulated``; nothing where there are no samples.
+        ``engine`` and ``simulated``; nothing where there are no samples, for a model too large to
+        be held as a whole ``engine`` alone.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the engine, or it fails.
     """
+    if loaded.session is None:
+        return _compare_staged(loaded, engine, data, metric, jobs, progress)
+    session = Session(engine, threads=jobs)
     if data.evaluation is None:
         return {}
     runners = {
-        "engine": Session(engine, threads=jobs).run,
+        "engine": session.run,
         "simulated": Session(engine, threads=jobs, optimize=False).run,
     }
     return compare_all(
@@ -53,11 +67,49 @@ def compare(
     )
 
 
+def _compare_staged(
+    loaded: Loaded,
+    engine: Path,
+    data: Split,
+    metric: Metric | None,
+    jobs: int,
+    progress: Progress,
+) -> dict[str, Comparison]:
+    """Compare two models that are run a stage at a time; without samples run the engine alone."""
+    samples = data.evaluation or InMemory([made_up_feeds(loaded.inputs)])
+    with tempfile.TemporaryDirectory(dir=engine.parent) as folder:
+
+        def staged(path: Path, name: str) -> StagedRun:
+            model = ir.load(path)
+            return run_staged(
+                model,
+                samples,
+                Path(folder) / name,
+                threads=jobs,
+                budget_bytes=STAGE_BYTES,
+                progress=progress,
+            )
+
+        tested = staged(engine, "engine")
+        if data.evaluation is None:
+            progress.notice("the engine was run on made-up inputs, for there are no samples")
+            return {}
+        reference = staged(loaded.path, "float")
+        return compare_all(
+            reference.run, {"engine": tested.run}, samples, metric=metric, progress=progress
+        )
+
+
+def own_metric(loaded: Loaded, data: Split) -> Metric | None:
+    """Return perplexity where the model predicts the tokens that it is given."""
+    if data.evaluation is None:
+        return None
+    return perplexity_metric(loaded.inputs, loaded.outputs, data.evaluation[0])
+
+
 def layers(
     model: ir.Model,
-    quantized: ir.Model,
-    plan: Plan,
-    weights: Iterable[tuple[str, str, Array, Array]],
+    made: Quantized,
     data: Split,
     jobs: int,
     progress: Progress,
@@ -66,32 +118,29 @@ def layers(
 
     Args:
         model: The float graph that was planned.
-        quantized: The same graph with the plan written into it.
-        plan: The plan.
-        weights: Name, operator, values and values after rounding of each weight.
+        made: The same graph with the plan written into it.
         data: Activations are compared on its evaluation samples; without them, weights alone are.
         jobs: Threads.
         progress: Hears of the stage.
     """
-    errors = compare_weights(weights)
-    made = {out.name for node in quantized.graph for out in node.outputs}
+    there = {out.name for node in made.model.graph for out in node.outputs}
     pairs = {
         name: f"{name}.quantized"
-        for name, tensor in plan.tensors.items()
-        if tensor.kind == "activation" and f"{name}.quantized" in made
+        for name, tensor in made.plan.tensors.items()
+        if tensor.kind == "activation" and f"{name}.quantized" in there
     }
     if data.evaluation is None or not pairs:
-        return errors
+        return made.weights
     activations = compare_layers(
         model,
-        quantized,
+        made.model,
         pairs,
         data.evaluation,
         limit_samples=LAYERED,
         threads=jobs,
         progress=progress,
     )
-    return worst_first([*activations, *errors])
+    return worst_first([*activations, *made.weights])
 
 
 def rounded_weights(
@@ -125,15 +174,18 @@ def time_engine(
         progress: Hears of the stage.
 
     Returns:
-        None, with a notice, where made-up inputs do not fit the model.
+        None, with a notice, where made-up inputs do not fit the model, or it is too large.
 
     Raises:
         EngineError: A model does not run on a sample.
     """
     samples = data.evaluation or data.calibration
+    if loaded.session is None:
+        progress.notice("not timed: the float model is too large to be loaded as a whole")
+        return None
     if samples is None:
         progress.notice("timed on made-up inputs, for there are no samples")
-    feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.session.inputs)
+    feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.inputs)
     progress.step("time", 0, 1)
     try:
         timing = time_pair(loaded.path, engine, feeds)

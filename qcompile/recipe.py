@@ -4,24 +4,23 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qcompile.errors import RecipeError
+from qcompile.frozen import Frozen
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
-Scheme = Literal["int8", "int8-dynamic"]
+Scheme = Literal["int8", "int8-dynamic", "weight-only"]
+Algorithm = Literal["auto", "rtn", "gptq", "awq", "awq+gptq"]
 Cpu = Literal["avx2", "avx512", "vnni", "arm"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Preprocess(_Frozen):
+class Preprocess(Frozen):
     """How a picture becomes an input tensor, in this order.
 
     resize (shorter side to one number, or exact height and width), centre crop (height, width),
-    channel order, ``pixel * scale``, ``(pixel - mean) / std``, layout.
+    channel order, ``pixel * scale``, ``(pixel - mean) / std``, layout. ``mean`` and ``std`` have one
+    number, or one a channel. Pictures are upright first, as their EXIF orientation says.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -33,8 +32,49 @@ class Preprocess(_Frozen):
     std: tuple[float, ...] = (1.0,)
     layout: Literal["nchw", "nhwc"] = "nchw"
 
+    @field_validator("resize", "crop")
+    @classmethod
+    def _sides(cls, size: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        sides = (size,) if isinstance(size, int) else size or ()
+        if any(side < 1 for side in sides):
+            raise ValueError("a side must be 1 or more")
+        return size
 
-class Calibration(_Frozen):
+    @field_validator("mean", "std")
+    @classmethod
+    def _numbers(cls, numbers: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = 1 if info.data.get("channels") == "gray" else 3
+        if len(numbers) not in {1, channels}:
+            raise ValueError(f"must have 1 number or {channels}, not {len(numbers)}")
+        if info.field_name == "std" and 0 in numbers:
+            raise ValueError("must not be 0")
+        return numbers
+
+
+class Text(Frozen):
+    """How text becomes samples: windows of tokens.
+
+    Attributes:
+        tokenizer: A file of the ``tokenizers`` library; None takes the ``tokenizer.json`` beside
+            the data, else beside the model.
+        length: Tokens of a window, the first one (``bos``) included; None takes what the model
+            fixes, else 256.
+        stride: Tokens from the start of a window to the next; None leaves no overlap and no gap.
+        bos: The token that begins each window; None takes what the tokenizer puts in front of a
+            text by itself, an empty string none.
+        field: Key of the text in a line of ``.jsonl``.
+        windows: At most so many windows of a source, from its beginning.
+    """
+
+    tokenizer: Path | None = None
+    length: int | None = Field(default=None, ge=2, le=1 << 20)
+    stride: int | None = Field(default=None, ge=1)
+    bos: str | None = None
+    field: str = "text"
+    windows: int = Field(default=4096, ge=1)
+
+
+class Calibration(Frozen):
     """How ranges are found.
 
     Attributes:
@@ -50,13 +90,46 @@ class Calibration(_Frozen):
     holdback: float = Field(default=0.2, ge=0, lt=1)
 
 
-class Gates(_Frozen):
+class Weights(Frozen):
+    """How the scheme weight-only stores weights, and how their codes are found.
+
+    Attributes:
+        bits: Of one code: 2, 3, 4 or 8.
+        group_size: Weights along the reduction axis that share a scale: 16 to 256, a power of two;
+            0 for the whole channel.
+        asymmetric: Each group has a zero point of its own.
+        algorithm: auto takes, for each layer, the one with the least output error on held-back
+            samples.
+        act_order: GPTQ solves columns by falling input power.
+        static_groups: Groups and their scales are fixed before GPTQ moves weights. Without it, and
+            with act_order, columns are stored in the order in which they were solved.
+        damping: Of GPTQ's Hessian, as a share of its mean diagonal.
+        search: Scales by least squared error, not by the extremes of the group.
+        operators: What is quantized: MatMul, Gemm; Conv too, where the target has a form for it.
+        accuracy_level: Of the kernel: 4 computes with int8 activations, 0 with float; None takes
+            4 where its error was measured to be small.
+    """
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: Literal[0, 16, 32, 64, 128, 256] = 128
+    asymmetric: bool = False
+    algorithm: Algorithm = "auto"
+    act_order: bool = True
+    static_groups: bool = True
+    damping: float = Field(default=0.01, gt=0, lt=10)
+    search: bool = True
+    operators: tuple[str, ...] = ("MatMul", "Gemm")
+    accuracy_level: Literal[0, 4] | None = None
+
+
+class Gates(Frozen):
     """What the engine must reach; a miss ends with exit code 3.
 
     Attributes:
         min_sqnr: Signal to quantization noise of the worst output, in dB.
         min_agreement: Top-1 agreement with the FP model, 0 to 1.
-        max_drop: Largest loss of accuracy (or of the user's metric) against FP, in its own unit.
+        max_drop: Largest loss of accuracy (or by the metric) against FP, in its own unit; where
+            lower is better, as for perplexity, the largest rise.
         min_speedup: FP time over engine time; 1.0 unless ``allow_slower``.
     """
 
@@ -67,13 +140,16 @@ class Gates(_Frozen):
     allow_slower: bool = False
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """All that a build is asked to do, besides the model and the data.
 
     Attributes:
-        scheme: int8 (static activations) or int8-dynamic (activations quantized at run time).
+        scheme: int8 (static activations), int8-dynamic (activations quantized at run time) or
+            weight-only (weights in few bits, activations in float).
         target: Name of a target (``qcompile targets``).
         cpu: Instruction set to build for; None takes the host's.
+        preprocess: What to do with pictures.
+        text: What to do with text.
         exclude: Patterns of node names to leave in float (``*`` and ``?``).
         exclude_ops: Operator types to leave in float.
         float_first: Leave the first weighted node(s) behind each input in float.
@@ -87,7 +163,9 @@ class Recipe(_Frozen):
     target: str = "ort-cpu"
     cpu: Cpu | None = None
     calibration: Calibration = Calibration()
+    weights: Weights = Weights()
     preprocess: Preprocess | None = None
+    text: Text = Text()
     exclude: tuple[str, ...] = ()
     exclude_ops: tuple[str, ...] = ()
     float_first: bool = False
@@ -119,9 +197,30 @@ def recipe_from(options: dict[str, Any], file: Path | None = None) -> Recipe:
         return Recipe.model_validate(_overlaid(table, options))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        where = f"{file}: " if file else ""
-        raise RecipeError(f"{where}{key}: {first['msg']}") from error
+        raise RecipeError(f"{_place(first['loc'], options, file)}: {first['msg']}") from error
+
+
+_OPTIONS = {
+    "calibration.method": "--calib-method",
+    "calibration.samples": "--calib-samples",
+    "exclude_ops": "--exclude-op",
+    "weights.bits": "--weight-bits",
+    "text.length": "--sequence-length",
+}
+"""Options that are not called as their key is."""
+
+
+def _place(path: tuple[int | str, ...], options: dict[str, Any], file: Path | None) -> str:
+    """Return the option that was said, or the file and its key."""
+    key = ".".join(str(part) for part in path) or "recipe"
+    said: Any = options
+    for part in path:
+        if not isinstance(said, dict) or part not in said:
+            break
+        said = said[part]
+    else:
+        return _OPTIONS.get(key) or f"--{str(path[-1]).replace('_', '-')}"
+    return f"{file}: {key}" if file else key
 
 
 def _overlaid(table: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Samples: what calibration and comparison feed to a model. Data only, read lazily."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -136,9 +136,3 @@ def samples_digest(samples: Samples) -> str:
     for text in sorted(samples.digest(i) for i in range(len(samples))):
         digest.update(text.encode())
     return digest.hexdigest()
-
-
-def iterate(samples: Samples) -> Iterator[Feeds]:
-    """Yield the samples one after another."""
-    for index in range(len(samples)):
-        yield samples[index]

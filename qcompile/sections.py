@@ -44,8 +44,8 @@ def model_facts(loaded: Loaded) -> ModelFacts:
         opset=loaded.opset,
         nodes=loaded.nodes,
         parameters=parameters(loaded.model),
-        inputs=tuple(port_facts(port) for port in loaded.session.inputs),
-        outputs=tuple(port_facts(port) for port in loaded.session.outputs),
+        inputs=tuple(port_facts(port) for port in loaded.inputs),
+        outputs=tuple(port_facts(port) for port in loaded.outputs),
         operators=Counter(
             f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             for node, _ in all_nodes(loaded.model)

@@ -118,6 +118,24 @@ def test_failed_force_keeps_the_good_bundle(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == whole("good")
 
 
+@pytest.mark.parametrize("status", [None, "built"])
+def test_a_missed_gate_leaves_folders_of_others_alone(tmp_path: Path, status: str | None) -> None:
+    build(tmp_path / "out", "good")
+    if status:
+        build(tmp_path / "out.failed", "mine")
+    else:
+        (tmp_path / "out.failed").mkdir()
+        (tmp_path / "out.failed" / "mine").touch()
+    others = tmp_path / "out.failed"
+    before = {path.name: path.read_bytes() for path in others.iterdir()}
+    for attempt in ("2", "3"):
+        where = build(tmp_path / "out", attempt, force=True, status="gate failed")
+        assert where == tmp_path / "out.failed-2"
+        assert contents(where) == {"plan.json": attempt, "report.json": attempt}
+    assert {path.name: path.read_bytes() for path in others.iterdir()} == before
+    assert contents(tmp_path / "out") == whole("good")
+
+
 def test_missed_gate_puts_all_but_the_engine_in_place(tmp_path: Path) -> None:
     assert build(tmp_path / "out", "1", status="gate failed") == tmp_path / "out"
     assert contents(tmp_path / "out") == {"plan.json": "1", "report.json": "1"}

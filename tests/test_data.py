@@ -69,7 +69,7 @@ def test_the_split_depends_on_content_not_on_order(session, tmp_path):
     assert digests(one.evaluation) == digests(other.evaluation)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_equal_samples_stay_together(session, tmp_path, share):
     seeds = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 0]
     recipe = {"calibration": {"holdback": share}}
@@ -78,6 +78,11 @@ def test_equal_samples_stay_together(session, tmp_path, share):
     assert used
     assert not used & held
     assert len(used | held) == 5
+
+
+def test_a_share_of_nothing_holds_nothing_back(session, tmp_path):
+    done = split(session, folder(tmp_path / "a", list(range(8))), calibration={"holdback": 0})
+    assert (len(done.calibration), done.evaluation) == (8, None)
 
 
 def test_the_limit_takes_the_same_samples_of_any_order(session, tmp_path):

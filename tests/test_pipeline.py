@@ -56,8 +56,24 @@ def test_build_returns_what_the_report_file_holds(tmp_path: Path) -> None:
 
 def test_paths_may_be_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    report = qcompile.build(str(MODEL), calib=str(CALIB), recipe=qcompile.Recipe(gates=LOOSE))
-    assert report.output == str(tmp_path / "digits-int8-ort-cpu")
+    report = qcompile.build(
+        str(MODEL),
+        calib=str(CALIB),
+        output="engines/first",
+        recipe=qcompile.Recipe(gates=LOOSE),
+        dump_passes="dumps",
+    )
+    assert report.output == str(tmp_path / "engines" / "first")
+    assert (tmp_path / "dumps").is_dir()
+    again = qcompile.build(
+        str(MODEL),
+        calib=str(CALIB),
+        recipe=qcompile.Recipe(gates=LOOSE),
+        plan="engines/first/plan.json",
+    )
+    assert again.output == str(tmp_path / "digits-int8-ort-cpu")
+    engines = [Path(found.output) / "model.onnx" for found in (report, again)]
+    assert engines[0].read_bytes() == engines[1].read_bytes()
 
 
 def test_missed_gate_has_the_report(tmp_path: Path) -> None:

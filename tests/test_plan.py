@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import PlanError
-from qcompile.plan import CODE_RANGE, NodePlan, Plan, TensorPlan, read_plan
+from qcompile.numerics.groups import WeightFormat
+from qcompile.plan import (
+    CODE_RANGE,
+    GROUP_SIZES,
+    NodePlan,
+    Plan,
+    TensorPlan,
+    WeightPlan,
+    read_plan,
+)
 
 NAMES = st.text(min_size=1, max_size=8)
 SCALES = st.floats(2**-100, 2**100, width=32)
@@ -33,12 +42,28 @@ def tensors(draw: st.DrawFn) -> TensorPlan:
     )
 
 
+ALGORITHMS = st.sampled_from(["rtn", "gptq", "awq", "awq+gptq"])
+WEIGHTS = st.builds(
+    WeightPlan,
+    bits=st.sampled_from([2, 3, 4, 8]),
+    group_size=st.sampled_from(GROUP_SIZES),
+    symmetric=st.booleans(),
+    scale_type=st.sampled_from(["float32", "float16"]),
+    algorithm=ALGORITHMS,
+    errors=st.dictionaries(ALGORITHMS, st.floats(0, 10)),
+    accuracy_level=st.sampled_from([0, 4]),
+    input_scaled=st.booleans(),
+    permuted=st.booleans(),
+    form=st.sampled_from(["nbits", "dequantize"]),
+)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     nodes = st.builds(
         NodePlan,
         op=NAMES,
-        precision=st.sampled_from(["int8", "int8-dynamic", "float"]),
+        precision=st.sampled_from(["int8", "int8-dynamic", "weight-only", "float"]),
         reason=NAMES,
     )
     return Plan(
@@ -47,6 +72,7 @@ def plans(draw: st.DrawFn) -> Plan:
         cpu=draw(NAMES),
         scheme=draw(NAMES),
         tensors=draw(st.dictionaries(NAMES, tensors(), max_size=3)),
+        weights=draw(st.dictionaries(NAMES, WEIGHTS, max_size=3)),
         nodes=draw(st.dictionaries(NAMES, nodes, max_size=3)),
     )
 
@@ -58,6 +84,7 @@ def test_text_round_trip(plan):
     assert again == plan
     assert again.text() == text
     assert list(again.tensors) == list(plan.tensors), "graph order is kept"
+    assert list(again.weights) == list(plan.weights)
 
 
 PLAN = Plan(
@@ -69,6 +96,7 @@ PLAN = Plan(
         "x": TensorPlan(kind="activation", type="uint8", scale=[0.1], zero_point=[7]),
         "w": TensorPlan(kind="weight", type="int8", axis=0, scale=[0.5, 2], zero_point=[0, 0]),
     },
+    weights={"m": WeightPlan(bits=3, group_size=64, errors={"rtn": 0.1, "gptq": 0.05})},
     nodes={"conv": NodePlan(op="Conv", precision="int8", reason="a test")},
 )
 
@@ -77,7 +105,7 @@ def test_each_entry_is_one_line(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(PLAN.text(), "utf-8")
     lines = PLAN.text().splitlines()
-    for name in ("x", "w", "conv"):
+    for name in ("x", "w", "m", "conv"):
         assert (
             sum(f'"{name}": {{' in line and line.rstrip(",").endswith("}") for line in lines) == 1
         )
@@ -95,7 +123,25 @@ def test_numbers_of_a_tensor():
     assert PLAN.precision("unlisted") == "float"
 
 
+def test_the_format_of_a_weight():
+    assert PLAN.weights["m"].format() == WeightFormat(3, 64, symmetric=True, scale_type="float32")
+
+
+def test_a_plan_without_weights_does_not_speak_of_them():
+    bare = PLAN.model_copy(update={"weights": {}})
+    assert "weights" not in json.loads(bare.text())
+    assert Plan.model_validate_json(bare.text()) == bare
+
+
 EDITS = {
+    "bits": (("weights", "m", "bits"), 5, "weights.m.bits: Input should be 2, 3, 4 or 8"),
+    "group size": (("weights", "m", "group_size"), 48, "weights.m.group_size: .*48 is no size"),
+    "algorithm": (("weights", "m", "algorithm"), "hqq", "weights.m.algorithm: Input should be"),
+    "level": (("weights", "m", "accuracy_level"), 5, "weights.m.accuracy_level: Input should be"),
+    "form": (("weights", "m", "form"), "ggml", "weights.m.form: Input should be"),
+    "error below 0": (("weights", "m", "errors"), {"rtn": -1}, "weights.m.errors.rtn: .*greater"),
+    "error of none": (("weights", "m", "errors"), {"hqq": 1}, "weights.m.errors.hqq.*: Input"),
+    "scale type": (("weights", "m", "scale_type"), "int8", "weights.m.scale_type: Input should"),
     "precision": (("nodes", "conv", "precision"), "int4", "nodes.conv.precision: Input should be"),
     "extra key": (("nodes", "conv", "scale"), 1, "nodes.conv.scale: Extra inputs"),
     "no such type": (("tensors", "x", "type"), "uint4", "tensors.x.type: Input should be"),

@@ -139,8 +139,10 @@ def _write(path: Path, arrays: Mapping[str, Array], progress: Progress) -> None:
 def _arrays_from(tensors: Mapping[str, TensorStatistics]) -> dict[str, Array]:
     ordered = sorted(tensors.items())
     counted = [found.counts for _, found in ordered if found.counts.size]
-    counts = np.stack(counted) if counted else np.zeros((0, BINS), np.int64)
-    small = bool(counts.max(initial=0) < 2**32)
+    small = all(int(counts.max()) < 2**32 for counts in counted)
+    rows = np.empty((len(counted), BINS), np.uint32 if small else np.int64)
+    for row, counts in zip(rows, counted, strict=True):
+        np.copyto(row, counts, casting="unsafe")
     return {
         # bytes, because numpy pads strings to the longest and drops trailing zeros
         "names": np.frombuffer("\0".join(name for name, _ in ordered).encode(), np.uint8),
@@ -149,7 +151,7 @@ def _arrays_from(tensors: Mapping[str, TensorStatistics]) -> dict[str, Array]:
         "elements": np.asarray([found.elements for _, found in ordered], np.int64),
         "unbounded": np.asarray([found.unbounded for _, found in ordered], np.bool_),
         "counted": np.asarray([found.counts.size > 0 for _, found in ordered], np.bool_),
-        "counts": counts.astype(np.uint32) if small else counts,
+        "counts": rows,
     }
 
 

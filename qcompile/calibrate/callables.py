@@ -1,8 +1,6 @@
 """``module:callable`` as samples: called once, what it yields is kept in a temporary folder."""
 
-import importlib
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import DataError
+from qcompile.functions import function_named
 from qcompile.progress import Progress
 
 
@@ -26,9 +25,6 @@ class Spill:
 def spilled(source: str, progress: Progress) -> Spill:
     """Call ``module:callable`` and write each dict that it yields to a file of its own.
 
-    The module is looked for in the current directory first. Its code runs with the user's rights:
-    only name what you trust.
-
     Args:
         source: ``package.module:callable``; the callable takes no arguments.
         progress: Hears "read samples".
@@ -36,7 +32,7 @@ def spilled(source: str, progress: Progress) -> Spill:
     Raises:
         DataError: It cannot be imported or called, or yields something else than dicts of arrays.
     """
-    function = _imported(source)
+    function = function_named(source, DataError)
     spill = Spill()
     try:
         for number, item in enumerate(_called(function, source)):
@@ -48,29 +44,10 @@ def spilled(source: str, progress: Progress) -> Spill:
     return spill
 
 
-def _imported(source: str) -> Callable[[], Iterable[Any]]:
-    module_name, _, name = source.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        raise DataError(
-            f"{source}: cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise DataError(f"{source}: is not callable")
-    return found  # type: ignore[no-any-return]
-
-
 def _called(function: Callable[[], Iterable[Any]], source: str) -> Iterable[Any]:
     try:
         yield from function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{source}: failed ({type(error).__name__}: {error})") from error
 
 

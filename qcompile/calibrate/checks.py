@@ -43,6 +43,21 @@ def check_samples(samples: Samples, inputs: Sequence[Port], progress: Progress) 
             progress.notice(f"input {port.name!r} looks like random noise; calibrate on real data")
 
 
+def check_inputs(inputs: Sequence[Port]) -> None:
+    """Check that samples can hold what the inputs take: numbers that numpy has a type for.
+
+    Raises:
+        DataError: One takes strings, or a type such as bfloat16.
+    """
+    for port in inputs:
+        if port.dtype.kind not in "biufc":
+            what = "strings" if port.dtype == object else str(port.dtype)
+            raise DataError(
+                f"input {port.name!r} takes {what}, which no sample can hold: build with "
+                "--dynamic, which needs no samples"
+            )
+
+
 def check_feeds(feeds: Feeds, inputs: Sequence[Port], where: str) -> None:
     """Check one sample: names, element types, shapes, NaN and infinity.
 

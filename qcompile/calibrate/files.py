@@ -1,13 +1,14 @@
 """Samples that lie in files, read one at a time."""
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from qcompile.calibrate.checks import cast, check_feeds, check_names
+from qcompile.calibrate.recent import KEPT_BYTES, Recent
 from qcompile.calibrate.split import rows
 from qcompile.errors import DataError
 from qcompile.progress import Progress
@@ -19,15 +20,22 @@ LABEL = "label"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample is: a file, and the row of the batch in it (None: the whole file)."""
+    """Where a sample is.
+
+    Attributes:
+        path: The file.
+        row: Of the batch in it; None is the whole file.
+        rows: Of the whole batch.
+    """
 
     path: Path
     row: int | None = None
+    rows: int = 1
 
 
 @dataclass(frozen=True)
 class FileSamples:
-    """A folder of samples; nothing is kept but the batch that was read last.
+    """A folder of samples; nothing is kept but the batches that were read last.
 
     Attributes:
         places: Where each sample is.
@@ -44,9 +52,9 @@ class FileSamples:
     load_label: Callable[[Path], Array | None]
     progress: Progress
     owner: object = None
-    _last: dict[Path, Mapping[str, Array]] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _digests: dict[int, str] = field(default_factory=dict, repr=False)
+    _batches: Recent = field(default_factory=Recent, repr=False)
+    _labels: Recent = field(default_factory=Recent, repr=False)
+    _digests: dict[Place, str] = field(default_factory=dict, repr=False)
     _noticed: set[str] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
@@ -60,6 +68,8 @@ class FileSamples:
         else:
             feeds = rows(self._batch(place.path, where), place.row, place.row + 1)
         check_feeds(feeds, self.inputs, where)
+        if place not in self._digests:
+            self._digests[place] = feeds_digest(feeds)
         return feeds
 
     def name(self, index: int) -> str:
@@ -68,27 +78,37 @@ class FileSamples:
         return str(place.path) if place.row is None else f"{place.path}[{place.row}]"
 
     def digest(self, index: int) -> str:
-        """Return the sha256 of the sample's content; the file is read once for it."""
-        if index not in self._digests:
-            self._digests[index] = feeds_digest(self[index])
-        return self._digests[index]
+        """Return the sha256 of the sample's content, known once it has been read."""
+        place = self.places[index]
+        if place not in self._digests:
+            self[index]
+        return self._digests[place]
 
     def label(self, index: int) -> Array | None:
         """Return the sample's label, if its file has one."""
         place = self.places[index]
-        label = self.load_label(place.path)
-        if label is None or place.row is None:
-            return label
-        if label.ndim == 0 or label.shape[0] <= place.row:
-            raise DataError(f"{place.path}: {LABEL!r} has fewer rows than the inputs")
+        if place.row is None:
+            return self.load_label(place.path)
+        label = self._labels.arrays(place.path, partial(self._label, place.path)).get(LABEL)
+        if label is None:
+            return None
+        if label.shape[:1] != (place.rows,):
+            found = f"{label.shape[0]} rows" if label.ndim else "no rows"
+            raise DataError(f"{place.path}: {LABEL!r} has {found}, the inputs have {place.rows}")
         return np.asarray(label[place.row])
 
     def _batch(self, path: Path, where: str) -> Mapping[str, Array]:
-        with self._lock:
-            if path not in self._last:
-                self._last.clear()
-                self._last[path] = self._fitted(self.load(path), where)
-            return self._last[path]
+        found = self._batches.arrays(path, lambda: self._fitted(self.load(path), where))
+        if self._batches.full:
+            self._notice(
+                f"files of samples are read over and over: only {KEPT_BYTES / 1e6:.0f} MB of them "
+                "are kept; a file a sample is faster"
+            )
+        return found
+
+    def _label(self, path: Path) -> Mapping[str, Array]:
+        label = self.load_label(path)
+        return {} if label is None else {LABEL: label}
 
     def _fitted(self, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
         """Drop the label, check the names and convert the element types."""

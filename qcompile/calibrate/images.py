@@ -2,14 +2,18 @@
 
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from qcompile.errors import DataError
+from qcompile.progress import Progress
 from qcompile.recipe import Preprocess
 from qcompile.samples import Array, Port
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 LABELS_FILE = "labels.csv"
@@ -19,39 +23,42 @@ MOST_PIXELS = 100_000_000
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
-def read_picture(path: Path, preprocess: Preprocess, port: Port) -> Array:
+def read_picture(path: Path, preprocess: Preprocess, port: Port, progress: Progress) -> Array:
     """Read one picture and make the model's input of it.
 
     Args:
         path: JPEG, PNG, BMP or WebP with 8 bits a channel.
         preprocess: The recipe's steps, in its order.
         port: The input: rank 4 gets a leading dimension of 1, rank 3 none.
+        progress: Hears of alpha channels that are dropped.
 
     Returns:
         ``(1, C, H, W)`` or ``(1, H, W, C)`` by the layout, in the input's element type.
 
     Raises:
-        DataError: The file is no such picture, is damaged or too large, is smaller than the crop,
-            or does not come out in the input's type.
+        DataError: The file is no such picture, is damaged or too large (``resize`` included), is
+            smaller than the crop, or does not come out in the input's type.
     """
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError(f"{path}: {picture.width}x{picture.height} pixels are too many")
             if picture.mode in _DEEP_MODES:
                 raise DataError(f"{path}: more than 8 bits a channel; convert it first")
+            if picture.has_transparency_data:
+                progress.notice("pictures have an alpha channel: it is dropped")
+            ImageOps.exif_transpose(picture, in_place=True)
             pixels = _pixels(picture, preprocess, path)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from error
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{path}: has too many pixels") from error
+    except Exception as error:  # what a damaged file leads to differs by its format
+        raise DataError(f"{path}: cannot be read as a picture ({error})") from error
     array = _normalized(pixels, preprocess)
     if preprocess.layout == "nchw":
         array = np.moveaxis(array, -1, 0)
@@ -89,16 +96,18 @@ def labels_beside(folder: Path) -> dict[Path, int]:
     return labels
 
 
-def _pixels(picture: Image.Image, preprocess: Preprocess, path: Path) -> npt.NDArray[np.uint8]:
+def _pixels(picture: "Image", preprocess: Preprocess, path: Path) -> npt.NDArray[np.uint8]:
     plain = picture.convert("L" if preprocess.channels == "gray" else "RGB")
-    resized = _resized(plain, preprocess)
+    resized = _resized(plain, preprocess, path)
     array = np.asarray(_cropped(resized, preprocess, path))
     if preprocess.channels == "gray":
         return array[..., None]
     return array[..., ::-1] if preprocess.channels == "bgr" else array
 
 
-def _resized(picture: Image.Image, preprocess: Preprocess) -> Image.Image:
+def _resized(picture: "Image", preprocess: Preprocess, path: Path) -> "Image":
+    from PIL.Image import Resampling
+
     if preprocess.resize is None:
         return picture
     if isinstance(preprocess.resize, int):
@@ -106,10 +115,15 @@ def _resized(picture: Image.Image, preprocess: Preprocess) -> Image.Image:
         width, height = (max(1, round(side * factor)) for side in picture.size)
     else:
         height, width = preprocess.resize
-    return picture.resize((width, height), _FILTERS[preprocess.interpolation])
+    if width * height > MOST_PIXELS:
+        raise DataError(
+            f"{path}: {picture.width}x{picture.height} pixels; resize makes {width}x{height} of "
+            "them, which are too many"
+        )
+    return picture.resize((width, height), Resampling[preprocess.interpolation.upper()])
 
 
-def _cropped(picture: Image.Image, preprocess: Preprocess, path: Path) -> Image.Image:
+def _cropped(picture: "Image", preprocess: Preprocess, path: Path) -> "Image":
     if preprocess.crop is None:
         return picture
     crop = preprocess.crop

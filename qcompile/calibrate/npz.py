@@ -19,7 +19,14 @@ from qcompile.samples import Array
 
 _Header = tuple[tuple[int, ...], bool, np.dtype[np.generic], int]
 
+_PARSERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
 _CHUNK_BYTES = 1 << 24
+"""Read at once; what is smaller never needs a look at free memory."""
+
 _DEFLATE_MOST = 1032
 """Deflate cannot shrink data further than 1032 to 1; a claim beyond that is a lie."""
 
@@ -127,14 +134,16 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
 
 def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    else:
+    if version not in _PARSERS:
         raise DataError(f"{where}: is a .npy of version {version}; only 1.0 and 2.0 are read")
+    try:
+        shape, fortran, dtype = _PARSERS[version](file)
+    except Exception as error:  # the header is Python text, and fails in as many ways
+        raise DataError(f"{where}: its header is damaged ({_line(error)})") from error
     if dtype.hasobject:
         raise DataError(f"{where}: holds Python objects (pickled), which are never loaded")
+    if dtype.fields or dtype.subdtype or not dtype.itemsize:
+        raise DataError(f"{where}: holds {dtype}, not plain numbers")
     nbytes = dtype.itemsize
     for dimension in shape:
         nbytes *= dimension
@@ -161,7 +170,7 @@ def _read_data(file: IO[bytes], nbytes: int) -> npt.NDArray[np.uint8]:
 
 
 def _check_memory(nbytes: int, where: str) -> None:
-    if nbytes > free_memory() // 2:
+    if nbytes > _CHUNK_BYTES and nbytes > free_memory() // 2:
         raise DataError(
             f"{where}: holds {nbytes / 1e9:.1f} GB, more than half of the free memory; "
             "split it into several files"

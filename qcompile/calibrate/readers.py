@@ -6,7 +6,10 @@
 - one ``.npz`` or ``.npy``: a batch
 - a folder of pictures, with ``[preprocess]`` from the recipe; the class is the name of the
   sub-folder if that is a whole number, or comes from ``labels.csv`` (lines ``file,class``)
+- ``.txt`` and ``.jsonl``, for language models: windows of tokens (``calibrate.text``)
 - ``module:callable``, which yields dicts like a ``.npz``
+
+What a language model reads beside its tokens may be missing in a ``.npz`` (``runtime.prefill``).
 """
 
 import re
@@ -17,19 +20,28 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.calibrate import images
+from qcompile.calibrate import images, text
 from qcompile.calibrate.callables import spilled
+from qcompile.calibrate.checks import check_inputs
 from qcompile.calibrate.files import LABEL, FileSamples, Place
 from qcompile.calibrate.npz import npy_shape, npz_shapes, read_npy, read_npz
 from qcompile.calibrate.split import batch_size, rows_are_independent
+from qcompile.calibrate.tokenizer import FILE as TOKENIZER
+from qcompile.calibrate.tokenizer import find_tokenizer, load_tokenizer
 from qcompile.errors import DataError
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Preprocess
 from qcompile.runtime.ort import Session
+from qcompile.runtime.prefill import completed, tokens_input
 from qcompile.samples import Array, Port, Samples
 
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_KINDS = {".npz": "npz", ".npy": "npy"} | dict.fromkeys(images.SUFFIXES, "picture")
+_KINDS = {
+    ".npz": "npz",
+    ".npy": "npy",
+    **dict.fromkeys(images.SUFFIXES, "picture"),
+    **dict.fromkeys(text.SUFFIXES, "text"),
+}
 
 
 def open_samples(
@@ -38,6 +50,7 @@ def open_samples(
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
     session: Session | None = None,
+    reading: text.Reading | None = None,
 ) -> Samples:
     """Open samples; they are read, checked and converted when they are asked for.
 
@@ -50,12 +63,14 @@ def open_samples(
         progress: Hears of files that are ignored, and of conversions.
         session: Runs one batch and its rows, to see whether cutting is sound; without it, it is
             taken to be.
+        reading: What to do with text.
 
     Raises:
         DataError: There is nothing to read, files of several kinds are mixed, a header is damaged
-            or claims too much, or the callable fails.
+            or claims too much, the callable fails, or the model takes what is not numbers.
     """
     heard = progress or Silent()
+    check_inputs(inputs)
     path = Path(source)
     if not path.exists() and _CALLABLE.fullmatch(str(source)):
         spill = spilled(str(source), heard)
@@ -66,6 +81,8 @@ def open_samples(
     kind, files = _listed(path, heard)
     if kind == "picture":
         return _pictures(path, files, inputs, preprocess, heard)
+    if kind == "text":
+        return _text(path, files, inputs, reading or text.Reading(), heard)
     return _arrays(kind, path, files, inputs, heard, session)
 
 
@@ -79,11 +96,15 @@ def _listed(path: Path, progress: Progress) -> tuple[str, list[Path]]:
         raise DataError(f"{path}: no such file or folder (nor module:callable)")
     files = [file for file in found if file.suffix.lower() in _KINDS]
     kinds = sorted({_KINDS[file.suffix.lower()] for file in files})
+    if len(kinds) > 1 and "text" in kinds:  # notes beside the samples
+        kinds.remove("text")
+        files = [file for file in files if file.suffix.lower() not in text.SUFFIXES]
     if not files:
-        raise DataError(f"{path}: no samples here; .npz, .npy or pictures are read")
+        raise DataError(f"{path}: no samples here; .npz, .npy, pictures or text are read")
     if len(kinds) > 1:
         raise DataError(f"{path}: mixes {' and '.join(kinds)} files; keep one kind")
-    ignored = [file.name for file in found if file not in set(files) | {path / images.LABELS_FILE}]
+    read = {*files, path / (TOKENIZER if kinds == ["text"] else images.LABELS_FILE)}
+    ignored = [file.name for file in found if file not in read]
     if ignored:
         progress.notice(f"{path}: ignored {len(ignored)} other files, such as {ignored[0]}")
     return kinds[0], files
@@ -108,8 +129,8 @@ def _arrays(
 ) -> FileSamples:
     sizes: dict[Path, int] = {}
     if kind == "npz":
-        sizes = {file: batch_size(npz_shapes(file), inputs) for file in files}
-        load: Callable[[Path], Mapping[str, Array]] = read_npz
+        sizes = {file: _npz_rows(file, inputs) for file in files}
+        load: Callable[[Path], Mapping[str, Array]] = partial(_read_completed, inputs)
         load_label: Callable[[Path], Array | None] = partial(_npz_label, inputs=inputs)
     else:
         only = _only_input(path, inputs, "a .npy holds one array").name
@@ -136,8 +157,31 @@ def _cut(whole: FileSamples, sizes: Mapping[Path, int], session: Session | None)
     places: list[Place] = []
     for place in whole.places:
         count = sizes[place.path]
-        places += [Place(place.path, row) for row in range(count)] if count > 1 else [place]
+        cut = [Place(place.path, row, count) for row in range(count)]
+        places += cut if count > 1 else [place]
     return replace(whole, places=places)
+
+
+def _npz_rows(file: Path, inputs: Sequence[Port]) -> int:
+    shapes = npz_shapes(file)
+    port = tokens_input(inputs)
+    shape = shapes.get(port.name, ()) if port else ()
+    if port is None or len(shape) != 2:
+        return batch_size(shapes, inputs)
+    row = {name: np.broadcast_to(np.int64(0), (1, *sizes[1:])) for name, sizes in shapes.items()}
+    added = completed(row, inputs).keys() - shapes.keys()
+    return batch_size(shapes, [port for port in inputs if port.name not in added])
+
+
+def _text(
+    path: Path,
+    files: Sequence[Path],
+    inputs: Sequence[Port],
+    reading: text.Reading,
+    progress: Progress,
+) -> text.TokenWindows:
+    tokenizer = load_tokenizer(find_tokenizer(reading.text.tokenizer, path, reading.model))
+    return text.read_windows(files, tokenizer, inputs, reading, progress)
 
 
 def _pictures(
@@ -153,7 +197,7 @@ def _pictures(
     labels = _labels(folder, files)
 
     def load(path: Path) -> dict[str, Array]:
-        return {port.name: images.read_picture(path, preprocess, port)}
+        return {port.name: images.read_picture(path, preprocess, port, progress)}
 
     places = [Place(file) for file in files]
     return FileSamples(places, inputs, load, partial(_listed_label, labels), progress)
@@ -164,6 +208,10 @@ def _only_input(path: Path, inputs: Sequence[Port], why: str) -> Port:
         names = ", ".join(port.name for port in inputs)
         raise DataError(f"{path}: {why}, the model has the inputs {names}; use .npz")
     return inputs[0]
+
+
+def _read_completed(inputs: Sequence[Port], path: Path) -> dict[str, Array]:
+    return completed(read_npz(path), inputs)
 
 
 def _read_only(name: str, path: Path) -> dict[str, Array]:

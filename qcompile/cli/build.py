@@ -1,5 +1,6 @@
-"""``qcompile build``: an ONNX model becomes an int8 engine."""
+"""``qcompile build``: an ONNX model becomes an engine."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,27 +10,41 @@ from qcompile.cli.options import (
     DATA,
     OUTPUT,
     PRECISION,
+    AccuracyLevel,
+    Algorithm,
+    Asymmetric,
     Calib,
     CalibMethod,
     CalibSamples,
     CpuOption,
     Debug,
+    GroupSize,
+    Int4,
     Jobs,
     Json,
     Metric,
     ModelFile,
     Quiet,
     RecipeFile,
+    SequenceLength,
     Target,
+    Tokenizer,
+    WeightBits,
     flag,
     said,
 )
 from qcompile.cli.screen import Screen
-from qcompile.errors import GateError
+from qcompile.errors import GateError, RecipeError
 from qcompile.recipe import recipe_from
 from qcompile.report.console import render
 from qcompile.report.schema import Report
 
+SCHEMES = {
+    "--int8": "int8",
+    "--dynamic": "int8-dynamic",
+    "--int4": "weight-only",
+    "--weight-bits": "weight-only",
+}
 GATES = "Gates: a miss ends with exit code 3"
 
 EPILOG = """
@@ -40,6 +55,8 @@ Examples:
   qcompile build model.onnx --int8 --calib data/ --eval test/ --max-drop 0.005
 
   qcompile build encoder.onnx --dynamic -o engine/
+
+  qcompile build llm.onnx --int4 --calib text/ --tokenizer tokenizer.json
 
   qcompile build model.onnx --recipe model.toml --exclude '/head/*' --float-last
 
@@ -73,6 +90,12 @@ def build(
             PRECISION,
         ),
     ] = False,
+    int4: Int4 = False,
+    weight_bits: WeightBits = None,
+    algorithm: Algorithm = None,
+    group_size: GroupSize = None,
+    asymmetric: Asymmetric = False,
+    accuracy_level: AccuracyLevel = None,
     calib: Calib = None,
     evaluation: Annotated[
         str | None,
@@ -86,6 +109,8 @@ def build(
     ] = None,
     calib_method: CalibMethod = None,
     calib_samples: CalibSamples = None,
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
     target: Target = None,
     cpu: CpuOption = None,
     exclude: Annotated[
@@ -161,7 +186,7 @@ def build(
         typer.Option(
             metavar="X",
             min=0,
-            help="Largest loss of accuracy, or of --metric in its unit, against the float model.",
+            help="Largest loss of accuracy, or by --metric in its unit, against the float model.",
             rich_help_panel=GATES,
         ),
     ] = None,
@@ -222,17 +247,28 @@ def build(
     as_json: Json = False,
     _debug: Debug = False,
 ) -> None:
-    """Turn an ONNX model into an int8 engine, and measure what the engine still does.
+    """Turn an ONNX model into an int8 or int4 engine, and measure what the engine still does.
 
     The model is cleaned up, calibrated on your samples, planned for the target, rewritten, loaded
     and run; the engine is then compared with the float model on samples that calibration did not
     see, and timed against it.
     """
+    weights = {
+        "bits": 4 if int4 else weight_bits,
+        "algorithm": algorithm,
+        "group_size": group_size,
+        "asymmetric": asymmetric or None,
+        "accuracy_level": accuracy_level,
+    }
     options = {
-        "scheme": "int8-dynamic" if dynamic else "int8" if int8 else None,
+        "scheme": _scheme(
+            {"--int8": int8, "--dynamic": dynamic, "--int4": int4, "--weight-bits": weight_bits}
+        ),
+        "weights": weights,
         "target": target,
         "cpu": cpu,
         "calibration": {"method": calib_method, "samples": calib_samples},
+        "text": {"tokenizer": tokenizer, "length": sequence_length},
         "exclude": exclude or None,
         "exclude_ops": exclude_op or None,
         "float_first": float_first or None,
@@ -250,6 +286,9 @@ def build(
         "jobs": jobs,
     }
     asked = recipe_from(said(options), recipe)
+    if asked.scheme != "weight-only" and said(weights):
+        name = next(iter(said(weights))).replace("_", "-")
+        raise RecipeError(f"--{name} is for weights in few bits: add --int4 or --weight-bits N")
     from qcompile import pipeline  # takes a second: not for a recipe that is refused
 
     screen = Screen(quiet=quiet, as_json=as_json)
@@ -271,3 +310,15 @@ def build(
             screen.answer(error.report, render)
         raise
     screen.answer(report, render)
+
+
+def _scheme(asked: Mapping[str, object]) -> str | None:
+    """Return the one scheme that was asked for, or None.
+
+    Raises:
+        RecipeError: There are several.
+    """
+    given = [option for option, value in asked.items() if value]
+    if len(given) > 1:
+        raise RecipeError(f"{' and '.join(given)}: an engine has one scheme; leave out one of them")
+    return SCHEMES[given[0]] if given else None

@@ -14,6 +14,8 @@ from qcompile.cli.options import (
     ModelFile,
     Quiet,
     RecipeFile,
+    SequenceLength,
+    Tokenizer,
     said,
 )
 from qcompile.cli.screen import Screen
@@ -39,7 +41,8 @@ def calibrate(
         str,
         typer.Option(
             metavar="DATA",
-            help="Samples: a folder of .npz, .npy or pictures, one .npz, or module:callable.",
+            help="Samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or .jsonl, or "
+            "module:callable.",
             rich_help_panel=DATA,
             show_default=False,
         ),
@@ -56,6 +59,8 @@ def calibrate(
     ] = None,
     calib_method: CalibMethod = None,
     calib_samples: CalibSamples = None,
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
     recipe: RecipeFile = None,
     jobs: Jobs = None,
     quiet: Quiet = False,
@@ -67,7 +72,11 @@ def calibrate(
     Builds of the same model on the same samples then reuse the statistics, whatever their method.
     The answer lists what was seen of each tensor and, for a single method, the range it gives.
     """
-    options = {"calibration": {"method": calib_method, "samples": calib_samples}, "jobs": jobs}
+    options = {
+        "calibration": {"method": calib_method, "samples": calib_samples},
+        "text": {"tokenizer": tokenizer, "length": sequence_length},
+        "jobs": jobs,
+    }
     asked = recipe_from(said(options), recipe)
     from qcompile import commands
 

@@ -13,9 +13,13 @@ from qcompile.cli.options import (
     Metric,
     PictureRecipe,
     Quiet,
+    SequenceLength,
+    Tokenizer,
+    flag,
     said,
 )
 from qcompile.cli.screen import Screen
+from qcompile.errors import RecipeError
 from qcompile.recipe import recipe_from
 from qcompile.report.console_results import render_comparison
 
@@ -25,6 +29,8 @@ Examples:
   qcompile compare model.onnx model-int8-ort-cpu/model.onnx --data test/
 
   qcompile compare old.onnx new.onnx --data test.npz --metric scores:mean_iou --json
+
+  qcompile compare llm.onnx llm-int4/model.onnx --data wikitext.txt --perplexity
 """
 
 
@@ -43,11 +49,22 @@ def compare(
         str,
         typer.Option(
             metavar="DATA",
-            help="Samples: a folder of .npz, .npy or pictures, one .npz, or module:callable.",
+            help="Samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or .jsonl, or "
+            "module:callable.",
             rich_help_panel=DATA,
             show_default=False,
         ),
     ],
+    tokenizer: Tokenizer = None,
+    sequence_length: SequenceLength = None,
+    perplexity: Annotated[
+        bool,
+        flag(
+            "--perplexity",
+            "How well both language models predict the next token; short for --metric perplexity.",
+            DATA,
+        ),
+    ] = False,
     metric: Metric = None,
     recipe: PictureRecipe = None,
     jobs: Jobs = None,
@@ -62,7 +79,14 @@ def compare(
     """
     from qcompile import commands
 
-    asked = recipe_from(said({"metric": metric, "jobs": jobs}), recipe)
+    if perplexity and metric is not None:
+        raise RecipeError("--perplexity is a metric: leave out --metric")
+    options = {
+        "text": {"tokenizer": tokenizer, "length": sequence_length},
+        "metric": "perplexity" if perplexity else metric,
+        "jobs": jobs,
+    }
+    asked = recipe_from(said(options), recipe)
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
         result = commands.compare(reference, model, data, recipe=asked, progress=progress)

@@ -10,7 +10,10 @@ from qcompile.report.console_results import render_diagnosis
 from qcompile.report.results import Diagnosis, RuntimeEntry
 from qcompile.runtime.host import host_cpu, runtimes
 
-BUILDERS = {"ort-cpu": ("onnxruntime", "onnxruntime-gpu")}
+BUILDERS = {
+    "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "onnx": ("onnxruntime", "onnxruntime-gpu"),
+}
 """Target to the runtimes that can build it; one of them is enough."""
 
 EPILOG = """

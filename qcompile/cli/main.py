@@ -1,5 +1,6 @@
 """The command line: ``qcompile COMMAND``; also ``python -m qcompile``."""
 
+import logging
 import sys
 from collections.abc import Callable
 from inspect import cleandoc
@@ -16,6 +17,9 @@ Start with: qcompile build model.onnx --int8 --calib data/
 
 Exit codes: 0 done, 2 bad input, 3 a gate was missed, 130 interrupted, 1 a defect of qcompile.
 """
+
+LIBRARIES = ("onnx", "onnx_ir", "onnxscript")
+"""Loggers of what rewrites graphs; ``--debug`` shows what they say."""
 
 app = typer.Typer(
     name="qcompile",
@@ -64,9 +68,17 @@ def qcompile(
     """Compile trained ONNX models into int8 engines, and prove what the engines still do."""
 
 
+def _hush_libraries() -> None:
+    """Keep the log lines of libraries off stderr: what users must know is a notice."""
+    for name in LIBRARIES:
+        logging.getLogger(name).addHandler(logging.NullHandler())
+
+
 def main() -> None:
     """Run the command of ``sys.argv`` and exit with its code."""
     arguments = sys.argv[1:] or ["--help"]
+    if "--debug" not in arguments:
+        _hush_libraries()
     command = typer.main.get_command(app)
 
     def run() -> None:

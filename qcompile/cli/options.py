@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from qcompile.recipe import Algorithm as AlgorithmName
 from qcompile.recipe import Cpu, Method
 
 DATA = "Data"
 PRECISION = "Precision"
+WEIGHTS = "Weights in few bits"
 OUTPUT = "Output"
 
 
@@ -26,8 +28,8 @@ Calib = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="Calibration samples: a folder of .npz, .npy or pictures, one .npz, or "
-        "module:callable. 100 to 500 typical inputs.",
+        help="Calibration samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or "
+        ".jsonl, or module:callable. 100 to 500 typical inputs.",
         rich_help_panel=DATA,
     ),
 ]
@@ -49,6 +51,54 @@ CalibSamples = Annotated[
         help="Use at most so many calibration samples.",
         show_default="all",
         rich_help_panel=DATA,
+    ),
+]
+Int4 = Annotated[
+    bool,
+    flag(
+        "--int4",
+        "Weights in 4 bits, activations in float: for language models and other large products.",
+        WEIGHTS,
+    ),
+]
+WeightBits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="As --int4, with 2, 3, 4 or 8 bits.",
+        rich_help_panel=WEIGHTS,
+    ),
+]
+Algorithm = Annotated[
+    AlgorithmName | None,
+    typer.Option(
+        metavar="NAME",
+        help="How codes are found: rtn (nearest, needs no data), gptq, awq, awq+gptq, or auto: for "
+        "each layer the one with the least output error on held-back samples.",
+        show_default="auto",
+        rich_help_panel=WEIGHTS,
+    ),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Weights that share a scale: 16 to 256, a power of two; 0 for a whole channel.",
+        show_default="128",
+        rich_help_panel=WEIGHTS,
+    ),
+]
+Asymmetric = Annotated[
+    bool,
+    flag("--asymmetric", "Give each group a zero point of its own.", WEIGHTS),
+]
+AccuracyLevel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="What kernels compute with: 4 int8 activations, 0 float ones.",
+        show_default="4 where it adds at most 1 % to a layer's output error",
+        rich_help_panel=WEIGHTS,
     ),
 ]
 RecipeFile = Annotated[
@@ -92,12 +142,31 @@ Jobs = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Worker threads.", show_default="all cores"),
 ]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="Makes the tokens of .txt and .jsonl data.",
+        show_default="tokenizer.json beside the data, else beside the model",
+        rich_help_panel=DATA,
+    ),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=2,
+        help="Tokens of a sample that is made from text.",
+        show_default="what the model fixes, else 256",
+        rich_help_panel=DATA,
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(
-        metavar="MODULE:CALLABLE",
-        help="A score of your own, evaluated for both models on the same samples; imported from "
-        "the current folder or the Python path.",
+        metavar="NAME",
+        help="A score of both models on the same samples: perplexity, or module:callable for one "
+        "of your own, imported from the current folder or the Python path.",
         rich_help_panel=DATA,
         show_default=False,
     ),

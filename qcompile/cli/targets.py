@@ -3,9 +3,9 @@
 from qcompile.cli.options import Debug, Json
 from qcompile.cli.screen import Screen
 from qcompile.report.console_results import render_targets
-from qcompile.report.results import TargetEntry, TargetList
+from qcompile.report.results import TargetEntry, TargetList, WeightOnlyEntry
 from qcompile.targets import TARGETS
-from qcompile.targets.target import Target, Types
+from qcompile.targets.target import Target, Types, WeightOnly, Width
 
 EPILOG = """
 qcompile inspect MODEL applies such a table to a model.
@@ -13,7 +13,7 @@ qcompile inspect MODEL applies such a table to a model.
 
 
 def targets(as_json: Json = False, _debug: Debug = False) -> None:
-    """Show each target: code types by instruction set, operators with int8 kernels, the others.
+    """Show each target: code types, operators with int8 kernels or weights of few bits, the others.
 
     Operators in no table stay in float.
     """
@@ -29,6 +29,7 @@ def _entry(target: Target) -> TargetEntry:
         types={cpu: _types(types) for cpu, types in target.types.items()},
         static={op: rule.role.value for op, rule in target.static.items()},
         dynamic={op: rule.role.value for op, rule in target.dynamic.items()},
+        weight_only=_weight_only(target.weight_only),
         costs=dict(target.costs),
     )
 
@@ -36,3 +37,20 @@ def _entry(target: Target) -> TargetEntry:
 def _types(types: Types) -> str:
     bits = " of 7 bits" if types.reduce_range else ""
     return f"{types.activation} activations, {types.weight} weights{bits}: {types.why}"
+
+
+def _weight_only(few: WeightOnly) -> WeightOnlyEntry:
+    return WeightOnlyEntry(
+        form={"nbits": "com.microsoft::MatMulNBits", "dequantize": "DequantizeLinear"}[few.form],
+        types=few.types,
+        widths={bits: _width(width) for bits, width in few.widths.items()},
+        levels=dict(few.levels),
+        operators=tuple(few.operators),
+        costs=dict(few.costs),
+    )
+
+
+def _width(width: Width) -> str:
+    sizes = ", ".join(str(size) for size in width.group_sizes if size)
+    levels = f"; level {', '.join(map(str, width.levels))}" if width.levels else ""
+    return f"in {width.stored} bits, by channel or groups of {sizes}{levels}: {width.why}"

@@ -2,13 +2,14 @@
 
 import math
 
-from qcompile.compare.results import Comparison, OutputError, Result
+from qcompile.compare.results import Comparison, OutputError, Score
+from qcompile.frozen import Frozen
 from qcompile.numerics.intervals import Interval
 from qcompile.recipe import Gates
 from qcompile.runtime.timing import Timing
 
 
-class GateResult(Result):
+class GateResult(Frozen):
     """One gate and what was measured.
 
     Attributes:
@@ -96,7 +97,10 @@ def _agreement(wanted: float, comparison: Comparison | None) -> GateResult:
 
 
 def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
-    """Judge the user's metric if there is one, else the top-1 accuracy that drops most."""
+    """Judge the metric if there is one, else the top-1 accuracy that drops most.
+
+    Where lower is better, as for perplexity, the drop is the rise.
+    """
     name = "max-drop"
     scores = comparison.scores if comparison else ()
     judged = [s for s in scores if not s.output] or [
@@ -107,16 +111,23 @@ def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
     undefined = [s for s in judged if s.difference is None]
     if undefined:
         return _unmeasured(name, wanted, undefined[0].note)
-    drop, worst = max(((-(s.difference or 0.0), s) for s in judged), key=lambda pair: pair[0])
+    worst = max(judged, key=_loss)
     interval = worst.interval
+    if interval and not worst.lower_is_better:
+        interval = Interval(-interval.high, -interval.low)
     return GateResult(
         name=name,
         wanted=wanted,
-        measured=drop,
-        interval=Interval(-interval.high, -interval.low) if interval else None,
-        passed=drop <= wanted,
+        measured=_loss(worst),
+        interval=interval,
+        passed=_loss(worst) <= wanted,
         note=f"{worst.name}: {worst.float_value:.6g} to {worst.engine_value:.6g}",
     )
+
+
+def _loss(score: Score) -> float:
+    difference = score.difference or 0.0
+    return difference if score.lower_is_better else -difference
 
 
 def _speedup(wanted: float, timing: Timing | None) -> GateResult:

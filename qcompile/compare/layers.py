@@ -11,7 +11,8 @@ from typing import Literal
 import onnx_ir as ir
 
 from qcompile.compare.outputs import is_real
-from qcompile.compare.results import Result, finite
+from qcompile.compare.results import finite
+from qcompile.frozen import Frozen
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
@@ -21,7 +22,7 @@ GROUP_BYTES = 256 << 20
 """Activations of one group and sample, in one model; one larger tensor is a group by itself."""
 
 
-class LayerError(Result):
+class LayerError(Frozen):
     """The error of one tensor.
 
     Attributes:

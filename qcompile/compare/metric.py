@@ -2,29 +2,32 @@
 
 ``module:callable`` names a function ``f(outputs, label, feeds)`` that is called once a sample and
 model: ``outputs`` maps output names to arrays, ``label`` is the sample's label or None, ``feeds``
-are its inputs. It returns a number, higher is better (negate a loss); the mean over samples is
-the score.
+are its inputs. It returns a number; the mean over samples is the score. Higher is better, unless
+the function has a true attribute ``lower_is_better``.
 
 A function with an attribute ``aggregate`` may return anything, such as a confusion matrix or a
 list of detections: ``f.aggregate(values)`` makes the one number out of the list of all of them.
+
+Metrics that come with qcompile have a name of their own: ``perplexity``.
 """
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcompile.compare.results import Score
 from qcompile.errors import RecipeError
+from qcompile.functions import function_named
 from qcompile.numerics.intervals import Interval, jackknife_interval, mean_interval
 from qcompile.samples import Array, Feeds
 
 Outputs = Mapping[str, Array]
+
+BUILT_IN = {"perplexity": "qcompile.compare.perplexity:perplexity"}
+"""Short name to the ``module:callable`` that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +39,28 @@ class Metric:
         measure: Maps outputs, label and feeds of a sample to a number, or to what ``aggregate``
             takes.
         aggregate: Maps the values of several samples to the score; None takes their mean.
+        lower_is_better: For losses, such as perplexity.
     """
 
     name: str
     measure: Callable[[Outputs, Array | None, Feeds], Any]
     aggregate: Callable[[list[Any]], float] | None = None
+    lower_is_better: bool = False
 
 
 def load_metric(spec: str) -> Metric:
-    """Return the metric that ``module:callable`` names; modules beside the user are found.
+    """Return a built-in metric, or the one that ``module:callable`` names.
 
     Raises:
         RecipeError: The module cannot be imported, or has no such callable.
     """
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise RecipeError(f"metric {spec!r}: write it as module:callable")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        measure = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        raise RecipeError(f"metric {spec!r}: {type(error).__name__}: {error}") from error
-    if not callable(measure):
-        raise RecipeError(f"metric {spec!r}: {attribute} is not callable")
-    return Metric(spec, measure, getattr(measure, "aggregate", None))
+    name = BUILT_IN.get(spec, spec)
+    if not all(name.partition(":")):
+        known = ", ".join(BUILT_IN)
+        raise RecipeError(f"metric {spec!r}: write it as module:callable, or name one of: {known}")
+    measure = function_named(name, RecipeError)
+    lower = bool(getattr(measure, "lower_is_better", False))
+    return Metric(spec, measure, getattr(measure, "aggregate", None), lower)
 
 
 class MetricTally:
@@ -84,7 +83,7 @@ class MetricTally:
             try:
                 value = self._metric.measure(outputs, label, feeds)
                 values.append(value if self._metric.aggregate else float(value))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise RecipeError(
                     f"metric {self._metric.name!r} fails on {sample}: "
                     f"{type(error).__name__}: {error}"
@@ -105,18 +104,23 @@ class MetricTally:
             float_value=values[0] if math.isfinite(values[0]) else None,
             engine_value=values[1] if math.isfinite(values[1]) else None,
             difference=values[1] - values[0] if defined else None,
-            interval=self._interval() if defined else None,
+            interval=self._interval(self._float, self._engine) if defined else None,
+            float_interval=self._interval([], self._float) if defined else None,
+            engine_interval=self._interval([], self._engine) if defined else None,
+            lower_is_better=self._metric.lower_is_better,
             count=count,
             note="" if defined else f"the metric is {values[0]} for FP, {values[1]} for the engine",
         )
 
-    def _interval(self) -> Interval | None:
+    def _interval(self, baseline: list[Any], values: list[Any]) -> Interval | None:
+        """Return the interval of a score, less that of ``baseline`` on the same samples if any."""
         if self._metric.aggregate is None:
-            return mean_interval(np.array(self._engine) - np.array(self._float))
-        interval = jackknife_interval(
-            lambda kept: self._value(self._engine, kept) - self._value(self._float, kept),
-            len(self._float),
-        )
+            return mean_interval(np.array(values) - (np.array(baseline) if baseline else 0.0))
+
+        def above(kept: "np.typing.NDArray[np.intp]") -> float:
+            return self._value(values, kept) - (self._value(baseline, kept) if baseline else 0.0)
+
+        interval = jackknife_interval(above, len(values))
         return interval if interval and all(map(math.isfinite, interval)) else None
 
     def _value(self, values: list[Any], kept: "np.typing.NDArray[np.intp]") -> float:
@@ -125,7 +129,7 @@ class MetricTally:
             return math.fsum(chosen) / len(chosen)
         try:
             return float(self._metric.aggregate(chosen))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RecipeError(
                 f"metric {self._metric.name!r}: aggregate fails: {type(error).__name__}: {error}"
             ) from error

@@ -2,18 +2,11 @@
 
 import math
 
-from pydantic import BaseModel, ConfigDict
-
+from qcompile.frozen import Frozen
 from qcompile.numerics.intervals import Interval
 
 
-class Result(BaseModel):
-    """Base of all results: frozen, JSON-ready."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class OutputError(Result):
+class OutputError(Frozen):
     """How far one output is from the FP model's, over all samples.
 
     Attributes:
@@ -46,7 +39,7 @@ class OutputError(Result):
     note: str = ""
 
 
-class Agreement(Result):
+class Agreement(Frozen):
     """How often the engine decides as the FP model does.
 
     Attributes:
@@ -66,16 +59,19 @@ class Agreement(Result):
     count: int
 
 
-class Score(Result):
-    """An accuracy or the user's metric, of both models on the same samples; higher is better.
+class Score(Frozen):
+    """An accuracy or a metric, of both models on the same samples.
 
     Attributes:
-        name: ``top-1 accuracy``, ``top-5 accuracy`` or ``module:callable``.
-        output: The output with the class scores; empty for the user's metric.
+        name: ``top-1 accuracy``, ``top-5 accuracy``, ``perplexity`` or ``module:callable``.
+        output: The output with the class scores; empty for a metric.
         float_value: Of the FP model.
         engine_value: Of the engine.
-        difference: Engine minus FP: below 0 is a loss.
+        difference: Engine minus FP.
         interval: Paired 95 % interval of the difference.
+        float_interval: 95 % interval of a metric of the FP model.
+        engine_interval: The same of the engine.
+        lower_is_better: A rise is a loss; of accuracies, a fall is.
         count: Number of decisions, or of samples.
         note: Why a number is None.
     """
@@ -86,11 +82,14 @@ class Score(Result):
     engine_value: float | None
     difference: float | None
     interval: Interval | None
+    float_interval: Interval | None = None
+    engine_interval: Interval | None = None
+    lower_is_better: bool = False
     count: int
     note: str = ""
 
 
-class Comparison(Result):
+class Comparison(Frozen):
     """A model against the FP model on the same samples."""
 
     samples: int

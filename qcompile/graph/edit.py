@@ -96,6 +96,17 @@ def remove_dead(nodes: Sequence[ir.Node]) -> None:
             _drop_unread_initializer(value)
 
 
+def remove_unread(last: ir.Node) -> None:
+    """Remove a node that nobody reads, and whatever was there for it alone, constants included."""
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        makers = [v.producer() for v in node.inputs if v is not None]
+        remove_dead([node])
+        if node.graph is None:
+            waiting += [maker for maker in makers if maker is not None]
+
+
 def _drop_unread_initializer(value: ir.Value) -> None:
     if value.uses() or not value.is_initializer() or value.is_graph_output():
         return

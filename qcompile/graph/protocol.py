@@ -20,6 +20,7 @@ class Fact(enum.Enum):
     NO_BATCH_NORM = "no batch norm behind a Conv, ConvTranspose or Gemm is left"
     CANONICAL = "patterns are in the form that targets list"
     QDQ = "quantized tensors carry QuantizeLinear and DequantizeLinear"
+    INPUTS_SCALED = "what weight-only nodes read is divided by the input scales of their weights"
 
 
 class Effect(enum.Enum):

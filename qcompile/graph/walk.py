@@ -90,24 +90,6 @@ def all_graphs(model: ir.Model) -> list[ir.Graph]:
     return [model.graph, *(g for node, _ in all_nodes(model) for g in subgraphs(node))]
 
 
-def nodes_between(start: ir.Value, end: ir.Node) -> list[ir.Node]:
-    """Return the nodes that lead to ``end``, itself last, each after those that it reads.
-
-    The walk up stops at ``start``; what else ``end`` depends on is walked to its beginning.
-    """
-    order: dict[ir.Node, None] = {}
-
-    def visit(node: ir.Node) -> None:
-        for source in node.inputs:
-            producer = None if source is None or source is start else source.producer()
-            if producer is not None and producer not in order:
-                visit(producer)
-        order[node] = None
-
-    visit(end)
-    return list(order)
-
-
 def subgraphs(node: ir.Node) -> list[ir.Graph]:
     """Return the graphs among the node's attributes, in the attributes' order."""
     found: list[ir.Graph] = []

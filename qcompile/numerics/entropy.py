@@ -25,6 +25,8 @@ _PER_OCTAVE = 6
 _KEPT = 0.99
 _AT_ONCE = 64
 """Candidate ranges whose levels are worked on together: they stay in the processor's cache."""
+_DECIMALS = 12
+"""Of a divergence: what lies behind them is rounding of the sums."""
 
 
 def entropy_magnitude(density: Density, levels: int) -> float:
@@ -96,7 +98,7 @@ class _Search:
         blocks = [slice(i, i + _AT_ONCE) for i in range(0, start.size, _AT_ONCE)]
         found = np.concatenate([self._divergence(start[block], end[block]) for block in blocks])
         # a tie keeps the wider range: nothing is clipped without gain
-        least = np.lexsort((start - end, found))[0]
+        least = np.lexsort((start - end, found.round(_DECIMALS)))[0]
         return int(start[least]), int(end[least])
 
     def _divergence(self, start: Bins, end: Bins) -> Floats:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 14
 """Elements that are counted at once: what is computed of them stays in the processor's cache."""
 
 

@@ -66,19 +66,19 @@ def float_work(node: ir.Node, selection: Selection, target: Target) -> float:
     """
     extra = 0.0
     data = node.inputs[0]
-    if data is not None and _is_int8(data.producer(), selection):
+    if data is not None and selection.is_int8(data.producer()):
         extra += _elements(data)
     value = _end(node, selection)
-    if any(_is_int8(reader, selection) for reader, _ in consumers(value)):
+    if any(selection.is_int8(reader) for reader, _ in consumers(value)):
         extra += _elements(value)
     return multiply_adds(node) + target.pays_from * extra
 
 
 def _crossing_in(value: ir.Value | None, selection: Selection) -> float:
     """Return the elements that are rounded for one reader, shared with the other int8 readers."""
-    if value is None or _is_int8(value.producer(), selection):
+    if value is None or selection.is_int8(value.producer()):
         return 0.0
-    readers = sum(_is_int8(node, selection) for node, _ in consumers(value))
+    readers = sum(selection.is_int8(node) for node, _ in consumers(value))
     return _elements(value) / max(readers, 1)
 
 
@@ -86,7 +86,7 @@ def _crossing_out(node: ir.Node, selection: Selection) -> float:
     """Return the elements that are converted back because something reads them as float."""
     value = _end(node, selection)
     read_as_float = value.is_graph_output() or any(
-        not _is_int8(reader, selection) for reader, _ in consumers(value)
+        not selection.is_int8(reader) for reader, _ in consumers(value)
     )
     return _elements(value) if read_as_float else 0.0
 
@@ -98,11 +98,6 @@ def _end(node: ir.Node, selection: Selection) -> ir.Value:
     if reader is not None and (reader.name or "") in selection.absorbed:
         return reader.outputs[0]
     return value
-
-
-def _is_int8(node: ir.Node | None, selection: Selection) -> bool:
-    entry = selection.nodes.get(node.name or "") if node is not None else None
-    return entry is not None and entry.precision == "int8"
 
 
 def _elements(value: ir.Value) -> float:

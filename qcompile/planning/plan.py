@@ -10,6 +10,7 @@ from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.plan import Plan, TensorPlan
+from qcompile.planning.edited import check_grids
 from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import (
@@ -23,7 +24,7 @@ from qcompile.planning.protect import (
 from qcompile.planning.ranges import METHODS, Choice, by_method, choose_ranges
 from qcompile.planning.rounding import Rounded, solve_codes
 from qcompile.planning.select import Selection
-from qcompile.planning.switchboard import Switchboard
+from qcompile.planning.switchboard import Switchboard, judged_values
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
@@ -31,6 +32,8 @@ from qcompile.recipe import Cpu, Recipe
 from qcompile.samples import Samples, Subset
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Role, Target
+
+_SCHEME_OPTIONS = {"int8": "--int8", "int8-dynamic": "--dynamic"}
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
@@ -64,7 +67,7 @@ def readers(model: ir.Model, selection: Selection) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in activations_of(selection):
         producer = values[name].producer()
-        everyone = producer is not None and _is_int8(selection, producer)
+        everyone = producer is not None and selection.is_int8(producer)
         uses = [use.node for use in values[name].uses()]
         names = [n.name or "" for n in uses if n.graph is model.graph]
         kept = [n for n in names if everyone or selection.nodes[n].precision != "float"]
@@ -106,8 +109,21 @@ class Planner:
         selection = self.selected(wishes)
         if not selection.activations or self.samples is None:
             return self.plan(selection, {}), {}
+        known = _with_ties(self.statistics, selection.tied)
+        return replace(self, statistics=known).decide(selection, wishes, self.samples)
+
+    def decide(
+        self, selection: Selection, wishes: Wishes, samples: Samples
+    ) -> tuple[Plan, dict[str, Codes]]:
+        """Choose ranges for a selection and codes for its weights; leave in float what is too loud.
+
+        Args:
+            selection: What may compute in int8.
+            wishes: What stays in float anyway.
+            samples: For measured choices.
+        """
         if not self.recipe.keep_accuracy:
-            return self.plan(selection, self.choose(selection, self.samples)), {}
+            return self.plan(selection, self.choose(selection, samples)), {}
         types = self.target.types[self.cpu]
         grids = {
             name: weight_plan(values_of(self.model, name), axis, types)
@@ -116,9 +132,9 @@ class Planner:
         }
         nodes = [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
         solved = solve_codes(
-            self.model, grids, nodes, self.samples, self.recipe.jobs or 1, self.progress
+            self.model, grids, nodes, samples, self.recipe.jobs or 1, self.progress
         )
-        return _marked(self._protected(selection, wishes, solved, self.samples), grids, solved)
+        return _marked(self._protected(selection, wishes, solved, samples), grids, solved)
 
     def selected(self, wishes: Wishes) -> Selection:
         """Return which nodes compute in int8."""
@@ -168,10 +184,15 @@ class Planner:
         work = {node.name or "": multiply_adds(node) for node in self.model.graph}
         choices = self.choose(selection, samples)
         count = _affordable(sum(work.values()), len(selection.nodes), len(samples))
+        obstacle = ""
         if not count:
+            obstacle = "the model is too large to measure each layer's effect on the outputs"
+        elif not judged_values(self.model.graph):
+            obstacle = "no output is a float or decided from one"
+        if obstacle:
             self.progress.notice(
-                "the model is too large to measure each layer's effect on the outputs: ranges were "
-                "chosen by the error behind each tensor; no layer was left in float for accuracy"
+                f"{obstacle}: ranges were chosen by the error behind each tensor; no layer was "
+                "left in float for accuracy"
             )
             return self.plan(selection, choices)
         codes = {name: rounded.codes for name, rounded in solved.items()}
@@ -202,6 +223,19 @@ class Planner:
                 )
         choices = retried(board, choices, self.alternatives(selection), alone)
         return self.plan(selection, choices)
+
+
+def _with_ties(statistics: Statistics, tied: Mapping[str, str]) -> Statistics:
+    """Return statistics of tied values too: a later selection may give them a grid of their own.
+
+    They are those of the value that they are tied to, which has all their values among its own.
+    """
+    more = {
+        name: statistics.tensors[source]
+        for name, source in tied.items()
+        if source in statistics.tensors
+    }
+    return replace(statistics, tensors={**more, **statistics.tensors})
 
 
 def _affordable(work: float, units: int, samples: int) -> int:
@@ -280,13 +314,16 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, cpu: Cpu, scheme: st
     Raises:
         PlanError: It was made for something else, or names what the model lacks.
     """
-    for what, found, wanted in (
-        ("target", plan.target, target.name),
-        ("cpu", plan.cpu, cpu),
-        ("scheme", plan.scheme, scheme),
+    for what, found, wanted, option in (
+        ("target", plan.target, target.name, f"--target {plan.target}"),
+        ("cpu", plan.cpu, cpu, f"--cpu {plan.cpu}"),
+        ("scheme", plan.scheme, scheme, _SCHEME_OPTIONS.get(plan.scheme, "another scheme")),
     ):
         if found != wanted:
-            raise PlanError(f"--plan: it is for {what} {found}, this build is for {wanted}")
+            raise PlanError(
+                f"--plan: it is for {what} {found}, this build is for {wanted}: build with "
+                f"{option}, or without --plan"
+            )
     if plan.model != model_digest(model):
         raise PlanError("--plan: it belongs to another model (the graph's sha256 differs)")
     nodes = {node.name: node for node in model.graph.all_nodes()}
@@ -301,6 +338,7 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, cpu: Cpu, scheme: st
     for name in plan.tensors:
         if name not in values:
             raise PlanError(f"--plan: tensor {name} is not in the model")
+    check_grids(plan, model, target, cpu)
 
 
 def _check_precisions(
@@ -310,6 +348,11 @@ def _check_precisions(
     for name, entry in plan.nodes.items():
         if entry.precision == "float":
             continue
+        if entry.precision != scheme:
+            raise PlanError(
+                f"--plan: node {name} is {entry.precision}, but the plan is {scheme}: write that, "
+                "or float"
+            )
         node = nodes[name]
         rule = rules.get(node.op_type)
         if rule is None or node.domain:
@@ -322,10 +365,6 @@ def _check_precisions(
                 raise PlanError(f"--plan: node {name} is int8, but tensor {value.name} has no grid")
         if rule.weight is not None and (node.inputs[rule.weight].name or "") not in plan.tensors:  # type: ignore[union-attr]
             raise PlanError(f"--plan: node {name} is int8, but its weight has no grid")
-
-
-def _is_int8(selection: Selection, node: ir.Node) -> bool:
-    return selection.nodes[node.name or ""].precision != "float"
 
 
 def _short(value: float) -> float:

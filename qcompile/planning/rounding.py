@@ -18,8 +18,8 @@ import onnx_ir as ir
 from qcompile.graph.walk import is_op
 from qcompile.numerics.gptq import output_error, round_columns
 from qcompile.numerics.grids import Codes
-from qcompile.numerics.patches import patches, same_pads, spread
 from qcompile.plan import TensorPlan
+from qcompile.planning.layer_inputs import input_rows
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Samples
@@ -169,33 +169,11 @@ def _hessians(
         data: dict[str, Array] = {**feeds, **(session.run(feeds) if session else {})}
         judges = index % 4 == 3
         for number, layer in enumerate(layers):
-            rows = _rows(layer, data[layer.node.inputs[0].name or ""])  # type: ignore[union-attr]
+            x = data[layer.node.inputs[0].name or ""].astype(np.float64)  # type: ignore[union-attr]
+            rows = input_rows(layer.node, x, POSITIONS)
             product = np.matmul(rows.transpose(0, 2, 1), rows)
             (judging if judges else fitting)[number] += product
     return fitting, judging if len(samples) >= 4 else fitting
-
-
-def _rows(layer: _Layer, data: Array) -> Floats:
-    """Return a layer's inputs ``(groups, P, K)``."""
-    node = layer.node
-    if not is_op(node, "Conv"):
-        rows = data.reshape(-1, data.shape[-1]).astype(np.float64)
-        return rows[spread(len(rows), POSITIONS)][None]
-    weight = node.inputs[1]
-    assert weight is not None  # noqa: S101 - _layers saw it
-    assert weight.const_value is not None  # noqa: S101
-    kernel = weight.const_value.shape.numpy()[2:]
-    rank = len(kernel)
-    strides = list(node.attributes.get_ints("strides", [1] * rank))
-    dilations = list(node.attributes.get_ints("dilations", [1] * rank))
-    pads = list(node.attributes.get_ints("pads", [0] * 2 * rank))
-    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto_pad.startswith("SAME"):
-        pads = same_pads(auto_pad, data.shape[2:], kernel, strides, dilations)
-    wide = data.astype(np.float64)
-    found = patches(wide, kernel, strides, pads, dilations, POSITIONS)
-    grouped = found.reshape(len(found), layer.groups, layer.columns)
-    return grouped.transpose(1, 0, 2).astype(np.float64, copy=False)
 
 
 def _solved(layer: _Layer, fitting: Floats, judging: Floats) -> Rounded | None:

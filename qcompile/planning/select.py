@@ -23,6 +23,7 @@ from qcompile.planning.forms import (
     unsupported,
     value_name,
 )
+from qcompile.planning.ties import with_concats
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.targets.target import OperatorRule, Output, Role, Target
 
@@ -34,7 +35,7 @@ class Selection:
     Attributes:
         nodes: Node name to plan, in graph order, nodes of subgraphs included.
         activations: Names of the values that get a QuantizeLinear, in graph order.
-        tied: Carried value to the value whose grid it shares.
+        tied: Value to the value whose grid it shares: a carrier's input, a Concat's output.
         weights: Weight initializer to the channel axis of its scales (None: per-tensor).
         biases: Bias initializer to its node.
         absorbed: Nodes that vanish into the rounding of the node before them.
@@ -46,6 +47,11 @@ class Selection:
     weights: dict[str, int | None]
     biases: dict[str, str]
     absorbed: frozenset[str]
+
+    def is_int8(self, node: ir.Node | None) -> bool:
+        """Return whether a node of the graph computes in static int8."""
+        entry = None if node is None else self.nodes.get(node.name or "")
+        return entry is not None and entry.precision == "int8"
 
 
 def select(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -229,7 +235,8 @@ class _Selector:
         values = [*self.graph.inputs, *(out for node in order for out in node.outputs)]
         activations = [value_name(v) for v in values if v.name and value_name(v) in self.codes]
         absorbed = frozenset(self.absorbed)
-        return Selection(nodes, activations, self.tied, weights, biases, absorbed)
+        tied = with_concats(order, self.int8.keys(), absorbed, self.tied)
+        return Selection(nodes, activations, tied, weights, biases, absorbed)
 
     def _node_plan(self, node: ir.Node) -> NodePlan:
         name = node_name(node)

@@ -21,9 +21,40 @@ from qcompile.planning.probe import Range
 from qcompile.planning.select import Selection
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Samples
+from qcompile.targets.target import Role
 
 JUDGED_BEFORE = ("Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Transpose", "Squeeze")
 """Operators at the end of a model that hide or do not change an error: it is taken before them."""
+
+DECIDING = ("ArgMax", "ArgMin", "TopK", "Cast", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+"""Operators that make integers or truth values of floats: errors are judged on the floats."""
+
+
+def judged_values(graph: ir.Graph) -> list[ir.Value]:
+    """Return the values at which errors are judged: float outputs, before a final Softmax.
+
+    In place of an integer output stands the float value that it was decided from, if there is one.
+    """
+    found: dict[int, ir.Value] = {}
+    for output in graph.outputs:
+        value = output
+        while (source := _before(value)) is not None:
+            value = source
+        if value.dtype == ir.DataType.FLOAT and value.producer() is not None:
+            found[id(value)] = value
+    return list(found.values())
+
+
+def _before(value: ir.Value) -> ir.Value | None:
+    """Return the value to judge in place of this one, where its operator hides errors."""
+    real = value.dtype == ir.DataType.FLOAT
+    node = value.producer()
+    if not is_op(node, *JUDGED_BEFORE, *(() if real else DECIDING)):
+        return None
+    source = node.inputs[0]
+    if source is None or is_constant(source):
+        return None
+    return source if source.dtype == ir.DataType.FLOAT or not real else None
 
 
 class Switchboard:
@@ -131,22 +162,13 @@ class _Wiring:
         entry = self.selection.nodes.get(node.name or "")
         if entry is None or entry.precision != "int8" or is_op(node, "Relu", "Clip"):
             return False
-        return not any((out.name or "") in self.selection.tied for out in node.outputs)
+        return entry.reason != Role.CARRIER.value
 
     def _judge(self) -> None:
-        """Export the values at which errors are judged: float outputs, before a final Softmax."""
-        found: dict[int, ir.Value] = {}
-        for output in self.graph.outputs:
-            value = output
-            while (node := value.producer()) is not None and is_op(node, *JUDGED_BEFORE):
-                source = node.inputs[0]
-                if source is None or source.dtype != ir.DataType.FLOAT or is_constant(source):
-                    break
-                value = source
-            if value.dtype == ir.DataType.FLOAT and value.producer() is not None:
-                found[id(value)] = value
+        """Export the values at which errors are judged."""
+        found = judged_values(self.graph)
         self.graph.outputs.clear()
-        self.graph.outputs.extend(found.values())
+        self.graph.outputs.extend(found)
 
     def _end(self, node: ir.Node) -> ir.Value | None:
         """Return the value behind a unit that its float readers see rounded, if there is one."""
@@ -160,7 +182,7 @@ class _Wiring:
         """Let float readers and the model's output see the codes of a switched unit."""
         if end is None:
             return
-        readers = [use for use in end.uses() if not self._reads_codes(use.node)]
+        readers = [use for use in end.uses() if not self.selection.is_int8(use.node)]
         if not readers and not end.is_graph_output():
             return
         switch = self._flag(node)
@@ -174,10 +196,6 @@ class _Wiring:
         for index, output in enumerate(self.graph.outputs):
             if output is end:
                 self.graph.outputs[index] = result
-
-    def _reads_codes(self, node: ir.Node) -> bool:
-        entry = self.selection.nodes.get(node.name or "")
-        return entry is not None and entry.precision == "int8"
 
     def _switch_node(self, node: ir.Node) -> None:
         """Put a unit into an If whose first branch rounds all that goes in."""

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -272,26 +272,31 @@ def _decisions(engine: ComparisonSection) -> RenderableType:
             for a in engine.agreements
         )
     )
-    rows = [_score(score, several=several) for score in engine.scores]
+    rows = [row for score in engine.scores for row in _score(score, several=several)]
     header = ("float", "engine", "difference", "", "score")
     parts = [agreements, table(header, rows, left=1) if rows else None]
     return Group(*(part for part in parts if part is not None))
 
 
-def _score(score: Score, *, several: bool) -> tuple[str, ...]:
+def _score(score: Score, *, several: bool) -> Iterator[tuple[str, ...]]:
+    """Yield a row, and below it the intervals of both models where they are known."""
     note = f" ({score.note})" if score.note else ""
+    lower = "lower is better" if score.lower_is_better else ""
     shares = score.name.endswith("accuracy")
     show = text.percent if shares else text.number
     factor = 100 if shares else 1
     ends = score.interval and tuple(None if e is None else factor * e for e in score.interval)
     difference = None if score.difference is None else factor * score.difference
-    return (
+    yield (
         show(score.float_value),
         show(score.engine_value),
         text.number(difference, "+.2f" if shares else "+.3g"),
         text.interval((ends[0], ends[1]), "+.2f" if shares else "+.3g") if ends else "",
         f"{score.name}{_of(score.output, several=several)}{note}",
     )
+    if score.float_interval or score.engine_interval or lower:
+        both = (text.interval(each) for each in (score.float_interval, score.engine_interval))
+        yield (*both, "", "", lower)
 
 
 def _of(output: str, *, several: bool) -> str:

@@ -1,5 +1,7 @@
 """The answers of calibrate, compare, inspect and bench as a person reads them in a terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 
 from qcompile.report import text
@@ -146,13 +148,22 @@ def _uses(entry: RuntimeEntry) -> str:
 
 
 def _target(entry: TargetEntry) -> RenderableType:
-    types = [(cpu, what) for cpu, what in entry.types.items()]
+    few = entry.weight_only
+    holds = f"{few.form} for {', '.join(few.operators)} in {' or '.join(few.types)}"
     return paragraphs(
         [
             ("target", lines(f"{entry.name}: {entry.summary}; opset {entry.opset}")),
-            ("types", table(("cpu", "codes"), types, left=2)),
-            ("int8", table(("operator", "role"), entry.static.items(), left=2)),
-            ("int8-dynamic", table(("operator", "role"), entry.dynamic.items(), left=2)),
-            ("in float", table(("operator", "reason"), entry.costs.items(), left=2)),
+            ("types", _pairs("cpu", "codes", entry.types)),
+            ("int8", _pairs("operator", "role", entry.static)),
+            ("int8-dynamic", _pairs("operator", "role", entry.dynamic)),
+            ("in float", _pairs("operator", "reason", entry.costs)),
+            ("weight-only", lines(holds)),
+            ("", _pairs("bits", "stored", {str(k): v for k, v in few.widths.items()})),
+            ("", _pairs("level", "computes with", {str(k): v for k, v in few.levels.items()})),
+            ("", _pairs("in float", "reason", few.costs)),
         ]
     )
+
+
+def _pairs(left: str, right: str, rows: Mapping[str, str]) -> RenderableType | None:
+    return table((left, right), rows.items(), left=2) if rows else None

@@ -124,6 +124,26 @@ class PassList(Section):
     passes: tuple[PassEntry, ...]
 
 
+class WeightOnlyEntry(Section):
+    """How a target stores weights of few bits for operators that compute in float.
+
+    Attributes:
+        form: The operator that holds the codes.
+        types: What graphs may compute in.
+        widths: Bits to how they are stored, with the reason.
+        levels: ``accuracy_level`` to what it computes with.
+        operators: Those that take such weights.
+        costs: Other operators with weights, and why they stay in float.
+    """
+
+    form: str
+    types: tuple[str, ...]
+    widths: dict[int, str]
+    levels: dict[int, str]
+    operators: tuple[str, ...]
+    costs: dict[str, str]
+
+
 class TargetEntry(Section):
     """A target as its table says it.
 
@@ -131,6 +151,7 @@ class TargetEntry(Section):
         types: Instruction set to code types, with the reason.
         static: Operator to its role in scheme int8.
         dynamic: Operator to its role in scheme int8-dynamic.
+        weight_only: What scheme weight-only may do.
         costs: Operators that stay in float, with the reason.
     """
 
@@ -140,6 +161,7 @@ class TargetEntry(Section):
     types: dict[str, str]
     static: dict[str, str]
     dynamic: dict[str, str]
+    weight_only: WeightOnlyEntry
     costs: dict[str, str]
 
 

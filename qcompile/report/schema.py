@@ -214,11 +214,15 @@ class Agreement(Section):
 
 
 class Score(Section):
-    """An accuracy or metric of both models on the same samples; higher is better.
+    """An accuracy or metric of both models on the same samples.
 
     Attributes:
-        name: ``top-1 accuracy`` or the user's ``module:callable``.
-        difference: Engine minus float, with its paired interval; below 0 is a loss.
+        name: ``top-1 accuracy``, ``perplexity`` or the user's ``module:callable``.
+        difference: Engine minus float.
+        interval: Paired 95 % interval of the difference.
+        float_interval: 95 % interval of a metric of the float model.
+        engine_interval: The same of the engine.
+        lower_is_better: A rise is a loss; else a fall is.
     """
 
     name: str
@@ -227,6 +231,9 @@ class Score(Section):
     engine_value: Number
     difference: Number
     interval: Interval | None = None
+    float_interval: Interval | None = None
+    engine_interval: Interval | None = None
+    lower_is_better: bool = False
     count: int = 0
     note: str = ""
 
@@ -257,6 +264,31 @@ class LayerRow(Section):
     max_abs_error: Number = None
     identical: bool = False
     broken: int = 0
+
+
+class WeightRow(Section):
+    """A weight in few bits.
+
+    Attributes:
+        shape: Output channels, and weights that each sums over.
+        group_size: Weights that share a scale; 0 for the whole channel.
+        algorithm: That of the codes.
+        errors: Relative L2 error at the layer's output on held-back samples, by algorithm; rtn is
+            rounding to the nearest codes. Empty where there were no samples.
+        accuracy_level: Of the kernel: 4 computes with int8 activations.
+        level_error: Relative L2 error that this adds, where it was measured.
+    """
+
+    name: str
+    op: str = ""
+    shape: tuple[int, int] = (0, 0)
+    bits: int = 0
+    group_size: int = 0
+    symmetric: bool = True
+    algorithm: str = ""
+    errors: dict[str, Number] = {}
+    accuracy_level: int = 0
+    level_error: Number = None
 
 
 class Speed(Section):
@@ -310,6 +342,7 @@ class Report(Section):
         engine: The engine against the FP model; ``simulated`` is the same graph with the
             runtime's optimizations off, so that a difference of kernels is seen.
         layers: Errors of the quantized tensors, worst first.
+        weights: Weights in few bits, in graph order.
         notices: What was skipped, clipped or guessed, and warnings.
         seconds: Stage to time.
     """
@@ -327,6 +360,7 @@ class Report(Section):
     engine: ComparisonSection = ComparisonSection()
     simulated: ComparisonSection | None = None
     layers: tuple[LayerRow, ...] = ()
+    weights: tuple[WeightRow, ...] = ()
     speed: Speed | None = None
     gates: tuple[Gate, ...] = ()
     notices: tuple[str, ...] = ()

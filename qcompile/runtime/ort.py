@@ -8,7 +8,7 @@ import importlib
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +55,8 @@ class Session:
         optimize: bool = True,
         threads: int = 1,
         spinning: bool = False,
+        lean: bool = False,
+        arrays: Mapping[str, Array] | None = None,
     ) -> None:
         """Load the model.
 
@@ -65,6 +67,10 @@ class Session:
                 the file says and each value keeps its name).
             threads: Threads inside one operator.
             spinning: Idle threads keep a core busy for a faster start of the next operator.
+            lean: Least memory rather than most speed: external weights stay mapped where their
+                type allows it, and buffers are freed at once.
+            arrays: In place of external weights, by initializer name; used where they are, without
+                a copy. The files that the weights name are not looked for.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
@@ -80,6 +86,15 @@ class Session:
             # than half the peak memory where every activation is looked at.
             options.enable_mem_pattern = False
             options.execution_order = _onnxruntime().ExecutionOrder.PRIORITY_BASED
+        if lean:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
+        self._arrays = dict(arrays or {})  # ONNX Runtime does not keep them alive
+        if self._arrays:
+            of_numpy = _onnxruntime().OrtValue.ortvalue_from_numpy
+            values = [of_numpy(array) for array in self._arrays.values()]
+            options.add_external_initializers(list(self._arrays), values)
         self.name = _name(model)
         self._session = _loaded(model, options)
         self._quiet = _onnxruntime().RunOptions()
@@ -239,7 +254,7 @@ def _options(*, threads: int, spinning: bool) -> "ort.SessionOptions":
 
 def _loaded(model: Path | ir.Model, options: "ort.SessionOptions") -> "ort.InferenceSession":
     if isinstance(model, Path):
-        return _session(model, model.name, options)
+        return _session(model.resolve(), model.name, options)  # data is beside the file itself
     folders, embedded = _weights(model)
     if embedded <= EMBEDDED_BYTES and len(folders) <= 1:
         for folder in folders:

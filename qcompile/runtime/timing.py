@@ -11,19 +11,25 @@ threads need the wall clock; there a series counts with its lower quartile.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict
 
+from qcompile.frozen import Frozen
 from qcompile.numerics.intervals import Interval, median_interval
 from qcompile.runtime.ort import Session
 from qcompile.samples import Feeds
 
 MIN_PAIRS = 10
 MAX_PAIRS = 2000
+
+SETTLED = 0.005
+"""Half the width of the ratio's interval, as a share of the ratio, that ends a measurement early."""
+
+_SETTLED_PAIRS = 50
+"""The width is looked at each time that so many more pairs are there."""
 
 _SHORTEST_SECONDS = 2e-3
 """A measurement repeats the run until it takes so long, or the clock would be what is measured."""
@@ -32,7 +38,7 @@ _WARM_UP_RUNS = 3
 Clock = Callable[[], float]
 
 
-class Timing(BaseModel):
+class Timing(Frozen):
     """Two models timed in turn.
 
     Attributes:
@@ -44,8 +50,6 @@ class Timing(BaseModel):
         pairs: Number of pairs.
         threads: Threads of each session.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     first_ms: float
     second_ms: float
@@ -70,7 +74,8 @@ def time_pair(
         second: The engine.
         feeds: One run's inputs, for both.
         threads: Threads of each session.
-        seconds: Roughly how long to measure; at least ``MIN_PAIRS`` pairs are taken.
+        seconds: Roughly how long to measure; at least ``MIN_PAIRS`` pairs are taken. With one
+            thread, a third of it is enough where the ratio is settled by then.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
@@ -121,17 +126,32 @@ def _alternating(
     a, b = Session(first, threads=threads), Session(second, threads=threads)
     clock = _clock(threads)
     repeats_a, repeats_b = _warm(a, feeds, clock), _warm(b, feeds, clock)
-    end = time.perf_counter() + seconds
-    count = 0
-    while count < MIN_PAIRS or (time.perf_counter() < end and count < MAX_PAIRS):
-        if count % 2 == 0:
+    started = time.perf_counter()
+    ratios: list[float] = []
+    while not _enough(ratios, time.perf_counter() - started, seconds):
+        if len(ratios) % 2 == 0:
             time_a = _seconds(a, feeds, repeats_a, clock)
             time_b = _seconds(b, feeds, repeats_b, clock)
         else:
             time_b = _seconds(b, feeds, repeats_b, clock)
             time_a = _seconds(a, feeds, repeats_a, clock)
         yield time_a, time_b
-        count += 1
+        ratios.append(time_a / time_b)
+
+
+def _enough(ratios: Sequence[float], elapsed: float, seconds: float) -> bool:
+    """Return whether to end: enough pairs, or the time is over, or the ratio is settled."""
+    if len(ratios) < MIN_PAIRS:
+        return False
+    if len(ratios) >= MAX_PAIRS or elapsed >= seconds:
+        return True
+    return elapsed >= seconds / 3 and len(ratios) % _SETTLED_PAIRS == 0 and _settled(ratios)
+
+
+def _settled(ratios: Sequence[float]) -> bool:
+    interval = median_interval(np.array(ratios))
+    width = interval.high - interval.low if interval else np.inf
+    return bool(width < 2 * SETTLED * np.median(ratios))
 
 
 def _one_at_a_time(

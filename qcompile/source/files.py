@@ -11,7 +11,7 @@ def model_files(path: Path) -> list[Path]:
     """Return the file of a model that was loaded before, and the files its external data is in.
 
     Args:
-        path: Checked by ``load_model``: all locations are inside its folder.
+        path: Checked by ``load_model``: all locations are inside its folder, links resolved.
     """
     proto = onnx.load(path, load_external_data=False)
     locations = {
@@ -20,4 +20,5 @@ def model_files(path: Path) -> list[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return [path, *(path.parent / location for location in sorted(locations))]
+    folder = path.resolve().parent
+    return [path, *(folder / location for location in sorted(locations))]

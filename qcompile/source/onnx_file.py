@@ -46,9 +46,20 @@ def load_model(path: Path, progress: Progress | None = None) -> ir.Model:
     return model
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def check_file(path: Path) -> None:
+    """Check that there is a file to read, before anything else is done for it.
+
+    Raises:
+        ModelError: There is nothing, or a folder.
+    """
     if path.is_dir():
-        raise ModelError(f"{path}: is a folder, not an ONNX file")
+        raise ModelError(f"{path}: is a folder; name the .onnx file in it")
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    check_file(path)
     try:
         size = path.stat().st_size
         if size == 0:
@@ -56,8 +67,6 @@ def _read(path: Path) -> onnx.ModelProto:
         if size > _MAX_FILE_BYTES:
             raise ModelError(f"{path}: over 2 GiB; ONNX needs external data for a model that large")
         proto: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     except DecodeError:
@@ -94,7 +103,7 @@ def _check_tensors(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path}: sparse initializer {name} is not supported; store it dense")
     for tensor in all_tensors(proto):
         try:
-            check_tensor(tensor, path.parent)
+            check_tensor(tensor, path.resolve().parent)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
     names = [tensor.name for tensor in proto.graph.initializer]
@@ -146,9 +155,9 @@ def _drop_initializer_inputs(model: ir.Model, progress: Progress) -> None:
 def _check_values(model: ir.Model, path: Path, progress: Progress) -> None:
     stored = [(v, v.const_value) for g in all_graphs(model) for v in g.initializers.values()]
     for node, _ in all_nodes(model):
-        attribute = node.attributes.get("value")
-        if node.op_type == "Constant" and attribute is not None and not attribute.is_ref():
-            stored.append((node.outputs[0], attribute.as_tensor()))
+        odd = any(a.is_ref() or a.name == "sparse_value" for a in node.attributes.values())
+        if node.op_type == "Constant" and not odd:
+            stored.append((node.outputs[0], ir.convenience.get_const_tensor(node.outputs[0])))
     for value, tensor in stored:
         bad = None if tensor is None else first_bad_value(tensor)
         if bad == "NaN" or (bad == "Inf" and _is_weight(value)):

@@ -61,14 +61,20 @@ def check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
     if dtype == ir.DataType.UNDEFINED:
         raise ModelError(f"tensor {name} has no data type")
     elements = math.prod(tensor.dims)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        _check_external(tensor, name, math.ceil(elements * dtype.bitwidth / 8), folder)
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if dtype == ir.DataType.STRING and (external or tensor.HasField("raw_data")):
+        raise ModelError(f"tensor {name} holds strings as bytes; ONNX stores them in string_data")
+    if external:
+        _check_external(tensor, name, _bytes(elements, dtype), folder)
     elif tensor.HasField("raw_data"):
-        _expect(
-            name, list(tensor.dims), math.ceil(elements * dtype.bitwidth / 8), len(tensor.raw_data)
-        )
+        _expect(name, list(tensor.dims), _bytes(elements, dtype), len(tensor.raw_data))
     else:
         _check_typed_field(tensor, name, dtype, elements)
+
+
+def _bytes(elements: int, dtype: ir.DataType) -> int:
+    """Return what so many packed elements take; whole numbers, for a file may claim any size."""
+    return -(-elements * dtype.bitwidth // 8)
 
 
 def _expect(name: str, dims: list[int], wanted: int, found: int, unit: str = "bytes") -> None:
@@ -84,7 +90,7 @@ def _check_typed_field(
     wanted = elements * _ENTRIES_AN_ELEMENT.get(dtype, 1)
     if dtype.bitwidth < 8:
         # Narrow integers are packed into int32 entries, one byte each, or one entry an element.
-        packed = math.ceil(elements * dtype.bitwidth / 8)
+        packed = _bytes(elements, dtype)
         wanted = wanted if found == wanted else packed
     _expect(name, list(tensor.dims), wanted, found, "elements")
 

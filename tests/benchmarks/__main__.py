@@ -1,6 +1,7 @@
 """Runs the benchmarks against the peers and writes docs/benchmarks.md: ``make bench``.
 
-usage: python -m tests.benchmarks [accuracy] [speed] [calibration] [--models A,B] [--work DIR]
+usage: python -m tests.benchmarks [accuracy] [speed] [calibration] [solver] [--models A,B]
+    [--work DIR]
 """
 
 import argparse
@@ -10,10 +11,10 @@ import platform
 from pathlib import Path
 
 from tests.assets import ASSETS, ROOT
-from tests.benchmarks import accuracy, calibration, models, speed, suite
+from tests.benchmarks import accuracy, calibration, models, solver, speed, suite
 from tests.benchmarks.table import Table
 
-PARTS = ("accuracy", "speed", "calibration")
+PARTS = ("accuracy", "speed", "calibration", "solver")
 PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
@@ -35,6 +36,7 @@ def main() -> None:
         "accuracy": lambda: accuracy.measure(work, real),
         "speed": lambda: speed.measure(work, [*real, *shaped]),
         "calibration": lambda: calibration.measure(work),
+        "solver": solver.measure,
     }
     page = ROOT / "docs" / "benchmarks.md" if not options.models else work / "benchmarks.md"
     _write(page, {part: tables[part]() for part in options.parts or PARTS})

@@ -1,44 +1,40 @@
-"""Commands in ``tmp_path``: as processes, or in this one where only an option is varied."""
+"""Commands as processes: in a folder of their own, or in one that all tests of a session share."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qcompile.cli.main import main
-from qcompile.runtime.timing import time_pair
 from tests.cli import process
+from tests.cli.nets import CALIB, EVAL, MODEL
 from tests.cli.process import Ended
 
 Run = Callable[..., Ended]
+STATIC = ("build", MODEL, "--int8", "--calib", CALIB, "--eval", EVAL, "--allow-slower")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a command as a process."""
+    """Run a command in an empty folder."""
     return partial(process.run, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for builds that share one cache; each has an output of its own."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def static(work: Path) -> Ended:
+    """The static build of the digits, into ``out``; the first there with these samples."""
+    done = process.run(work, *STATIC, "-o", "out", "--json")
+    assert done.code == 0, done.err
+    return done
+
+
 @pytest.fixture
-def run_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
-    """Run a command in this process: without its start-up, with little time spent on timing."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "cache"))
-    for user in ("pipeline", "commands"):
-        monkeypatch.setattr(f"qcompile.{user}.time_pair", partial(time_pair, seconds=0.05))
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def command(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["qcompile", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert isinstance(end.value.code, int)
-        return Ended(end.value.code, *capsys.readouterr())
-
-    yield command
-    signal.signal(signal.SIGTERM, handler)
+def report(static: Ended) -> Any:
+    return static.json()

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.cli.nets import model_of, perceptron, write_data
@@ -97,25 +98,6 @@ def domain_is_unknown(folder: Path) -> None:
     onnx.save(perceptron(16, op="Frobnicate", domain="my.ops"), folder / "net.onnx")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (no_model, "net.onnx: no such file"),
-        (model_is_a_folder, "net.onnx"),
-        (model_is_text, "net.onnx: not an ONNX file"),
-        (model_is_empty, "net.onnx: the file is empty"),
-        (model_is_truncated, "net.onnx: not an ONNX file, or cut short"),
-        (weight_is_nan, "w1 holds NaN"),
-        (weight_claims_too_much, "w1"),
-        (operator_is_unknown, "Frobnicate"),
-        (domain_is_unknown, "my.ops.Frobnicate"),
-    ],
-)
-def test_bad_model(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
-    spoil(inputs)
-    build_refused(run, inputs, named, "--calib", "data")
-
-
 def save_external(folder: Path) -> onnx.ModelProto:
     """Store the weights beside the model; return the model as it is in the file."""
     (folder / "net.onnx").unlink()
@@ -168,20 +150,23 @@ def external_begins_before_the_file(folder: Path) -> None:
     relocated(folder, "offset", "-8")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (external_is_missing, "weights.bin"),
-        (external_is_short, "weights.bin"),
-        (external_is_above, "../secret.bin"),
-        (external_is_absolute, "/dev/zero"),
-        (external_is_a_link_outside, "weights.bin"),
-        (external_begins_before_the_file, "w1"),
-    ],
-)
-def test_bad_external_data(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
-    spoil(inputs)
-    build_refused(run, inputs, named, "--calib", "data")
+BAD_MODELS = [
+    (no_model, "net.onnx: no such file"),
+    (model_is_a_folder, "net.onnx: no such file"),
+    (model_is_text, "net.onnx: not an ONNX file"),
+    (model_is_empty, "net.onnx: the file is empty"),
+    (model_is_truncated, "net.onnx: not an ONNX file, or cut short"),
+    (weight_is_nan, "w1 holds NaN"),
+    (weight_claims_too_much, "tensor w1 [1099511627776, 16] needs"),
+    (operator_is_unknown, "Frobnicate"),
+    (domain_is_unknown, "my.ops.Frobnicate"),
+    (external_is_missing, "external data of tensor w0 is missing: no file"),
+    (external_is_short, "of weights.bin, which has only"),
+    (external_is_above, "points outside the model's folder: '../secret.bin'"),
+    (external_is_absolute, "points outside the model's folder: '/dev/zero'"),
+    (external_is_a_link_outside, "points outside the model's folder: 'weights.bin'"),
+    (external_begins_before_the_file, "tensor w1 has a bad offset: '-8'"),
+]
 
 
 @pytest.mark.slow
@@ -242,28 +227,39 @@ class Planted:
         return os.mkdir, (str(self.path),)
 
 
+def data_is_pictures(folder: Path) -> None:
+    no_data(folder)
+    Image.new("L", (8, 1)).save(folder / "data" / "a.png")
+
+
+def data_is_mixed(folder: Path) -> None:
+    np.save(folder / "data" / "07.npy", GOOD)
+
+
 GOOD = np.ones((1, 8), np.float32)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (no_data, "data: no samples"),
-        (data_of_other_kinds, "data: no samples"),
-        (spoilt(z=GOOD), "07.npz"),
-        (spoilt(x=GOOD, z=GOOD), "07.npz"),
-        (spoilt(x=np.ones((1, 9), np.float32)), "07.npz"),
-        (spoilt(x=np.ones((1, 8, 1), np.float32)), "07.npz"),
-        (spoilt(x=np.ones((1, 8), np.complex64)), "07.npz"),
-        (spoilt(x=np.full((1, 8), "1")), "07.npz"),
-        (spoilt(x=np.full((1, 8), np.nan, np.float32)), "07.npz"),
-        (spoilt(x=np.full((1, 8), np.inf, np.float32)), "07.npz"),
-        (spoilt(x=np.array([{"a": 1}], object)), "07.npz"),
-        (data_is_truncated, "07.npz"),
-        (data_is_pickled, "07.npy"),
-    ],
-)
-def test_bad_data(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
+BAD_DATA = [
+    (no_data, "data: no samples"),
+    (data_of_other_kinds, "data: no samples"),
+    (spoilt(z=GOOD), "07.npz: input 'x' is missing; the sample has z"),
+    (spoilt(x=GOOD, z=GOOD), "07.npz: the model has no input 'z'"),
+    (spoilt(x=np.ones((1, 9), np.float32)), "07.npz: input 'x' must have shape (n, 8), not (1, 9)"),
+    (spoilt(x=np.ones((1, 8, 1), np.float32)), "07.npz: input 'x' must have shape"),
+    (spoilt(x=np.ones((1, 8), np.complex64)), "07.npz: input 'x' must be float32, not complex64"),
+    (spoilt(x=np.full((1, 8), "1")), "07.npz: input 'x' must be float32, not <U1"),
+    (spoilt(x=np.full((1, 8), np.nan, np.float32)), "07.npz: input 'x' is nan"),
+    (spoilt(x=np.full((1, 8), np.inf, np.float32)), "07.npz: input 'x' is inf"),
+    (spoilt(x=np.array([{"a": 1}], object)), "07.npz: x.npy: holds Python objects"),
+    (data_is_truncated, "07.npz: cannot be read"),
+    (data_is_pickled, "07.npy: holds Python objects"),
+    (data_is_pictures, "data: pictures need [preprocess] in a recipe"),
+    (data_is_mixed, "data: mixes npy and npz files"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "named"), BAD_MODELS + BAD_DATA)
+def test_bad_model_or_data(run: Run, inputs: Path, spoil: Spoil, named: str) -> None:
     spoil(inputs)
     build_refused(run, inputs, named, "--calib", "data")
     assert not (inputs / "planted").exists()

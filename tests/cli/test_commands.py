@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from tests.cli.conftest import Run
@@ -85,9 +86,15 @@ def test_lists_as_text_and_json(run: Run, command: str) -> None:
     assert data.json()
 
 
-def test_targets_and_doctor_agree(run: Run) -> None:
-    names = [t["name"] for t in run("targets", "--json").json()["targets"]]
-    assert list(run("doctor", "--json").json()["builds"]) == names
+def test_doctor_knows_runtimes_devices_and_what_can_be_built(run: Run) -> None:
+    found = run("doctor", "--json").json()
+    runtimes = {runtime["name"]: runtime for runtime in found["runtimes"]}
+    assert runtimes["onnxruntime"]["version"] == onnxruntime.__version__
+    assert "CPUExecutionProvider" in runtimes["onnxruntime"]["providers"]
+    assert runtimes["onnxruntime"]["devices"]
+    assert all(runtime["version"] or runtime["missing"] for runtime in runtimes.values())
+    names = [target["name"] for target in run("targets", "--json").json()["targets"]]
+    assert found["builds"] == dict.fromkeys(names, "yes")
 
 
 # -- streams ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The main jobs as users do them: real commands as processes, real models, nothing shortened."""
 
 import json
-from collections.abc import Callable
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,48 +12,27 @@ import onnxruntime
 import pytest
 
 from tests.cli import process
+from tests.cli.conftest import STATIC, Run
 from tests.cli.nets import CALIB, EVAL, MODEL, arrays, perceptron, write_data
-from tests.cli.process import Ended
+from tests.cli.process import Ended, answer, files
 
 pytestmark = pytest.mark.slow
 
-Run = Callable[..., Ended]
-STATIC = ("build", MODEL, "--int8", "--calib", CALIB, "--eval", EVAL, "--allow-slower")
 FILES = ["manifest.json", "model.onnx", "plan.json", "report.json"]
 
 
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(work: Path) -> Run:
-    """Run a command in the folder that the tests of this file share, with its cache."""
+    """Run a command in the folder that these tests share, with its cache."""
     return partial(process.run, work)
 
 
-@pytest.fixture(scope="module")
-def static(run: Run) -> Ended:
-    """The static build, into ``out``."""
-    done = run(*STATIC, "-o", "out", "--json")
+@pytest.fixture(scope="session")
+def plain(run: Run, work: Path) -> Ended:
+    """A build that names no output and says all it can; it does not measure what layers cost."""
+    done = run("build", MODEL, "--calib", CALIB, "--allow-slower", "--no-keep-accuracy")
     assert done.code == 0, done.err
     return done
-
-
-@pytest.fixture
-def report(static: Ended) -> Any:
-    return static.json()
-
-
-def answer(done: Ended) -> Any:
-    """Return what a quiet command says in JSON, and assert that it says nothing else."""
-    assert (done.code, done.err) == (0, "")
-    return done.json()
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # -- build ------------------------------------------------------------------------------------
@@ -73,15 +52,29 @@ def test_static_build(report: Any, work: Path) -> None:
     assert report["kernels"]["expected"] == report["kernels"]["obtained"]
     assert report["kernels"]["obtained"]["QLinearConv"] >= 3
     assert report["plan"]["int8_share"] > 0.5
-    assert report["calibration"]["tensors"] > 0
+    assert sum(report["calibration"]["chosen"].values()) == report["calibration"]["tensors"] > 0
     assert report["data"]["evaluation_samples"] == 597
     top = next(s for s in report["engine"]["scores"] if s["name"] == "top-1 accuracy")
     assert top["engine_value"] >= top["float_value"] - 0.01
-    assert report["simulated"]["samples"] == report["engine"]["samples"] == 597
+    for section in (report["engine"], report["simulated"]):
+        (logits,) = section["outputs"]
+        assert section["samples"] == 597
+        assert logits["sqnr_interval"][0] < logits["sqnr_db"] < logits["sqnr_interval"][1]
+        assert 0.99 < logits["cosine"] < 1
+        assert 0 < logits["max_abs_error"] < 1
+        assert {agreed["name"] for agreed in section["agreements"]} == {"top-1", "top-5"}
+        accuracies = [s for s in section["scores"] if s["name"].endswith("accuracy")]
+        assert len(accuracies) == 2
+        assert all(s["interval"][0] <= s["difference"] <= s["interval"][1] for s in accuracies)
     assert {row["kind"] for row in report["layers"]} == {"activation", "weight"}
     noise = [row["sqnr_db"] for row in report["layers"] if not row["identical"]]
     assert noise == sorted(noise)
-    assert report["speed"]["ratio"] > 0
+    speed = report["speed"]
+    assert speed["interval"][0] <= speed["ratio"] <= speed["interval"][1]
+    assert speed["ratio"] == pytest.approx(speed["float_ms"] / speed["engine_ms"], rel=0.2)
+    sizes = {artifact["path"]: artifact["bytes"] for artifact in report["artifacts"]}
+    assert sizes["model.onnx"] == (work / "out" / "model.onnx").stat().st_size
+    assert sizes["model.onnx"] < report["model"]["bytes"] == MODEL.stat().st_size
 
 
 def test_engine_runs_and_is_accurate(static: Ended, work: Path) -> None:
@@ -101,19 +94,27 @@ def test_manifest_tells_what_it_was_made_from(report: Any, work: Path) -> None:
     }
 
 
-def test_default_output_and_summary(run: Run, work: Path) -> None:
-    done = run("build", MODEL, "--calib", CALIB, "--allow-slower", "--no-keep-accuracy")
-    assert done.code == 0, done.err
+def test_default_output_and_summary(plain: Ended, static: Ended, work: Path) -> None:
     assert files(work / "digits-int8-ort-cpu") == FILES
-    assert "digits-int8-ort-cpu" in done.out
-    assert "QLinearConv" in done.out
-    assert "calibrate" in done.err
-    assert "\x1b" not in done.out + done.err
+    assert "digits-int8-ort-cpu" in plain.out
+    assert "QLinearConv" in plain.out
+    assert "calibrate" in plain.err
+    assert "\x1b" not in plain.out + plain.err
+    assert "plan: weights" in static.err
+    assert "plan: weights" not in plain.err
 
 
-def test_quiet_build_is_silent(run: Run) -> None:
-    options = ("--calib", CALIB, "--allow-slower", "--no-keep-accuracy", "-o", "quiet")
-    assert run("build", MODEL, *options, "--quiet") == Ended(0, "", "")
+def test_quiet_force_is_silent_and_replaces(run: Run, static: Ended, work: Path) -> None:
+    shutil.copytree(work / "out", work / "old")
+    options = ("--eval", EVAL, "--no-keep-accuracy", "--allow-slower", "-o", "old", "--quiet")
+    kept = run("build", MODEL, "--calib", CALIB, *options)
+    assert (kept.code, kept.out, kept.err.count("\n")) == (2, "", 1)
+    assert "--force" in kept.err
+    first = (work / "out" / "plan.json").read_bytes()
+    assert (work / "old" / "plan.json").read_bytes() == first
+    assert run("build", MODEL, "--calib", CALIB, *options, "--force") == Ended(0, "", "")
+    assert (work / "old" / "plan.json").read_bytes() != first
+    assert files(work / "old") == FILES
 
 
 def test_plan_comes_back_unchanged(run: Run, static: Ended, work: Path) -> None:
@@ -140,7 +141,10 @@ def test_slower_engine_is_refused_unless_allowed(run: Run, work: Path) -> None:
     common = ("build", "tiny.onnx", "--dynamic", "--eval", "tiny-data", "-q")
     done = run(*common, "-o", "slow", "--json")
     assert done.code == 3, done.err
-    assert [g["name"] for g in done.json()["gates"] if not g["passed"]] == ["not-slower"]
+    report = done.json()
+    assert [g["name"] for g in report["gates"] if not g["passed"]] == ["not-slower"]
+    assert report["engine"]["samples"] == 40
+    assert report["engine"]["outputs"][0]["sqnr_db"] > 20
     assert files(work / "slow") == ["manifest.json", "plan.json", "report.json"]
     assert run(*common, "-o", "allowed", "--allow-slower") == Ended(0, "", "")
 
@@ -152,7 +156,7 @@ def test_dynamic_needs_no_data(run: Run, work: Path) -> None:
     assert report["output"] == str(out)
     assert report["kernels"]["obtained"] == {"DynamicQuantizeMatMul": 3}
     assert report["plan"]["nodes"]["int8-dynamic"] == 3
-    assert report["calibration"] is None
+    assert (report["recipe"]["scheme"], report["calibration"]) == ("int8-dynamic", None)
     x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
     y = [
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x})
@@ -164,15 +168,13 @@ def test_dynamic_needs_no_data(run: Run, work: Path) -> None:
 # -- the commands around it ---------------------------------------------------------------------
 
 
-def test_calibrate_prepares_a_build(run: Run, tmp_path: Path) -> None:
-    fresh = partial(process.run, tmp_path)
-    common = (MODEL, "--calib", CALIB, "--json", "-q")
-    first = answer(fresh("calibrate", *common))
+def test_calibrate_keeps_what_a_build_needs(run: Run, plain: Ended, tmp_path: Path) -> None:
+    command = ("calibrate", MODEL, "--calib", CALIB, "--json", "-q")
+    first = answer(process.run(tmp_path, *command))
     assert (first["samples"], first["found"], first["reused"]) == (160, 200, 0)
     count = len(first["tensors"])
-    assert answer(fresh("calibrate", *common))["reused"] == count > 0
-    report = answer(fresh("build", *common, "--allow-slower", "--no-keep-accuracy"))
-    assert report["calibration"]["reused"] == count
+    assert answer(process.run(tmp_path, *command))["reused"] == count > 0
+    assert answer(run(*command))["reused"] == count
 
 
 def test_compare_says_what_the_build_said(run: Run, report: Any) -> None:
@@ -183,13 +185,39 @@ def test_compare_says_what_the_build_said(run: Run, report: Any) -> None:
     assert "identical" in shown.out
 
 
-def test_inspect_says_what_the_build_said(run: Run, report: Any) -> None:
+def test_compare_with_a_metric(run: Run, work: Path) -> None:
+    (work / "judge.py").write_text("def zero(outputs, label, feeds):\n    return 0.0\n")
+    common = ("compare", MODEL, MODEL, "--data", EVAL, "--json", "-q")
+    scores = answer(run(*common, "--metric", "judge:zero"))["comparison"]["scores"]
+    assert "judge:zero" in {score["name"] for score in scores}
+
+
+def test_calibrate_tells_ranges_of_one_method(run: Run) -> None:
+    common = ("calibrate", MODEL, "--calib", CALIB, "--json", "-q")
+    tensors = answer(run(*common, "--calib-method", "minmax"))["tensors"]
+    image = next(row for row in tensors if row["name"] == "image")
+    assert (image["low"], image["high"]) == (image["range_low"], image["range_high"]) == (0, 1)
+    assert answer(run(*common))["tensors"][0]["range_high"] is None
+
+
+def test_inspect_says_what_a_build_does(run: Run, plain: Ended, work: Path) -> None:
+    built = json.loads((work / "digits-int8-ort-cpu" / "report.json").read_text())
     seen = answer(run("inspect", MODEL, "--json", "-q"))
-    assert seen["model"] == report["model"]
-    by_name = {node["name"]: node["reason"] for node in report["plan"]["float_nodes"]}
-    for node in seen["plan"]["float_nodes"]:  # the build may leave more, which it has measured
-        assert by_name[node["name"]] == node["reason"]
+    assert seen["model"] == built["model"]
+    for key in ("nodes", "by_op", "tensors", "float_nodes", "int8_share"):
+        assert seen["plan"][key] == built["plan"][key], key
     assert seen["int8_weight_bytes"] < 0.3 * seen["weight_bytes"]
+
+
+def test_inspect_says_why_not(run: Run, work: Path) -> None:
+    onnx.save(perceptron(16, op="Sin"), work / "waves.onnx")
+    seen = answer(run("inspect", "waves.onnx", "--json", "-q"))
+    reasons = {node["op"]: node["reason"] for node in seen["plan"]["float_nodes"]}
+    assert reasons.keys() == {"MatMul", "Sin"}
+    assert all(reasons.values())
+    text = run("inspect", "waves.onnx").out
+    assert "in float" in text
+    assert "Sin" in text
 
 
 def test_bench_says_what_the_build_said(run: Run, report: Any, work: Path) -> None:

@@ -14,6 +14,7 @@ from qcompile.graph.edit import (
     add_initializer,
     lazy_tensor,
     remove_dead,
+    remove_unread,
     take_over,
 )
 from qcompile.graph.slim import slim_proto
@@ -142,6 +143,20 @@ def test_take_over_keeps_name_type_and_readers():
     assert str(new.outputs[0].shape) == "[N,2]"
     assert "half" not in model.graph.initializers
     verify(model)
+
+
+def test_a_chain_that_nobody_reads_goes_however_long_and_nothing_else():
+    lines = ["a0 = Neg(x)", *(f"a{i} = Neg(a{i - 1})" for i in range(1, 3000))]
+    lines += ["b = Relu(a10)", "y = Neg(b)"]
+    body = "\n".join(lines)
+    header = '<ir_version: 10, opset_import: ["" : 21]>\ng (float[2] x) => (float[2] y)'
+    model = parsed(f"{header} {{\n{body}\n}}")
+    remove_unread(next(node for node in model.graph if node.outputs[0].name == "a2999"))
+    assert [node.outputs[0].name for node in model.graph] == [
+        *(f"a{i}" for i in range(11)),
+        "b",
+        "y",
+    ]
 
 
 def test_lazy_tensor_is_computed_when_read():

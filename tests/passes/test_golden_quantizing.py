@@ -19,7 +19,7 @@ from qcompile.planning.ranges import Choice
 from qcompile.planning.select import select
 from qcompile.planning.wishes import Wishes
 from qcompile.targets.ort_cpu import ORT_CPU
-from tests.passes.test_golden import GOLDEN, case_id, read, signature
+from tests.passes.test_golden import GOLDEN, case_id, check_golden, read, signature
 from tests.passes.tools import prepared
 
 SCHEMES = {"insert-qdq": "int8", "fence-float-nodes": "int8", "dynamic-matmul": "int8-dynamic"}
@@ -45,27 +45,19 @@ def step_for(path: Path, model: ir.Model) -> GraphPass:
     return InsertQdq(plan=plan) if name == "insert-qdq" else DynamicMatmul(plan=plan)
 
 
-def loaded(path: Path) -> tuple[str, ir.Model, GraphPass, str]:
-    head, model, after = read(path)
-    prepared(model, InsertQdq())
-    return head, model, step_for(path, model), after
+def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
+    model = prepared(read(path)[1], InsertQdq())
+    return model, step_for(path, model)
 
 
 @pytest.mark.parametrize("path", CASES, ids=case_id)
 def test_golden(path: Path, update_golden: bool) -> None:
-    head, model, step, after = loaded(path)
-    modified = step(model).modified
-    assert head.startswith("changes: " if modified else "unchanged: "), dict(step.refusals)
-    if update_golden:
-        kept = path.read_text("utf-8").partition("--- after\n")[0]
-        path.write_text(f"{kept}--- after\n{dump(model)}", "utf-8")
-    else:
-        assert dump(model) == after
+    check_golden(path, *loaded(path), update=update_golden)
 
 
 @pytest.mark.parametrize("path", CASES, ids=case_id)
 def test_contract(path: Path) -> None:
-    _, model, step, _ = loaded(path)
+    model, step = loaded(path)
     text, interface = dump(model), signature(model)
     modified = step(model).modified
     assert modified == (dump(model) != text)

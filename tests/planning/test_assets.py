@@ -54,7 +54,7 @@ SILERO = {
 @pytest.mark.parametrize("name", INT8_NODES)
 def test_static_plan_gets_every_kernel(name):
     path: Path = asset("models", f"{name}.onnx")
-    loaded = load(path, "ort-cpu", threads=2, dump_dir=None, progress=Silent())
+    loaded = load(path, "ort-cpu", "int8", threads=2, dump_dir=None, progress=Silent())
     chosen = select(loaded.model, ORT_CPU, "int8", Wishes())
     nodes = {node.name: node for node, _ in all_nodes(loaded.model)}
     assert set(chosen.nodes) == set(nodes), "every node is in the plan"
@@ -87,7 +87,7 @@ def test_static_plan_gets_every_kernel(name):
 @pytest.mark.parametrize("name", ["kwt1_kws", "stories260k", "silero_vad_16k", "dscnn_kws"])
 def test_dynamic_plan_gives_every_node_a_reason(name):
     path: Path = asset("models", f"{name}.onnx")
-    loaded = load(path, "ort-cpu", threads=2, dump_dir=None, progress=Silent())
+    loaded = load(path, "ort-cpu", "int8", threads=2, dump_dir=None, progress=Silent())
     chosen = select(loaded.model, ORT_CPU, "int8-dynamic", Wishes())
     assert all(entry.reason.strip() for entry in chosen.nodes.values())
     int8 = [entry.op for entry in chosen.nodes.values() if entry.precision != "float"]

@@ -14,6 +14,7 @@ from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.plan import NodePlan, Plan, TensorPlan
 from qcompile.planning.plan import Planner, activations_of, check_plan, wishes_of
 from qcompile.planning.select import select
+from qcompile.planning.switchboard import judged_values
 from qcompile.progress import Silent
 from qcompile.recipe import Calibration, Recipe
 from qcompile.runtime.ort import Session
@@ -113,22 +114,23 @@ def test_a_planted_noisy_layer_is_found_and_left_in_float():
     assert gain(model, samples, plan, codes) > 6
 
 
-def test_what_is_left_in_float_lowers_the_noise():
-    """Differences of nearly equal channels: what is left of them is the rounding of p."""
+def differences(size: int) -> ir.Model:
+    """Return differences of nearly equal channels: what is left of them is the rounding of p."""
     half = normal(2, 16, 8, 1, 1)
-    twin = normal(1, 16, 16, 5, 5, scale=0.1)
-    twin[8:] = twin[:8] * (1 + normal(9, 8, 16, 5, 5, scale=0.01))
-    model = network(w1=twin, w2=np.concatenate([half, -half], axis=1) * 40)
+    twin = normal(1, 16, 16, size, size, scale=0.1)
+    twin[8:] = twin[:8] * (1 + normal(9, 8, 16, size, size, scale=0.01))
+    return network(w1=twin, w2=np.concatenate([half, -half], axis=1) * 40)
+
+
+def test_what_is_left_in_float_lowers_the_noise():
+    model = differences(5)
     samples = pictures(model)
     plan, codes, _ = made(model, samples)
     assert not floats(plan) or gain(model, samples, plan, codes) > 1
 
 
 def test_the_producer_of_a_tensor_that_must_not_be_rounded_is_left_in_float():
-    half = normal(2, 16, 8, 1, 1)
-    twin = normal(1, 16, 16, 3, 3, scale=0.1)
-    twin[8:] = twin[:8] * (1 + normal(9, 8, 16, 3, 3, scale=0.01))
-    model = network(w1=twin, w2=np.concatenate([half, -half], axis=1) * 40)
+    model = differences(3)
     samples = pictures(model)
     plan, codes, _ = made(model, samples)
     assert set(floats(plan)) == {"c1", "r1", "c2", "r2"}
@@ -227,6 +229,11 @@ EDITS = {
     "tensor": ({"tensors": {"gone": GRID}, "nodes": {}}, "tensor gone is not in the model"),
     "input grid": ({"tensors": {}}, "node g is int8, but tensor x has no grid"),
     "weight grid": ({"tensors": {"x": GRID}}, "node g is int8, but its weight has no grid"),
+    "precision": (
+        {"nodes": {"g": FLOAT.model_copy(update={"precision": "int8-dynamic"})}},
+        "node g is int8-dynamic, but the plan is int8: write that, or float",
+    ),
+    "way out": ({"cpu": "arm"}, "build with --cpu arm, or without --plan"),
 }
 
 
@@ -237,3 +244,62 @@ def test_each_wrong_edit_is_one_line_that_names_the_entry(edit, good):
     with pytest.raises(PlanError, match=f"--plan: .*{message}") as caught:
         check_plan(plan.model_copy(update=update), model, ORT_CPU, "vnni", "int8")
     assert "\n" not in str(caught.value)
+
+
+def classifier(end: str, outputs: str) -> ir.Model:
+    body = f"""
+    [c1] a = Conv <auto_pad="SAME_UPPER"> (x, w1)
+    [r1] p = Relu(a)
+    [c2] d = Conv <auto_pad="SAME_UPPER"> (p, w2)
+    {end}
+    """
+    weights = {f"w{i}": normal(i, 16, 16, 3, 3, scale=0.1) for i in (1, 2)}
+    return graph_of(PICTURE, body, outputs, **weights)
+
+
+def test_layers_of_a_model_with_integer_outputs_are_judged_before_the_decision():
+    end = "[m] i = ArgMax <axis=1> (d)\n[s] j = Cast <to=6> (i)"
+    model = classifier(end, "int32[] j")
+    assert [value.name for value in judged_values(model.graph)] == ["d"]
+    plan, codes, progress = made(model, pictures(model))
+    assert plan.precision("c2") == "int8"
+    assert codes
+    assert not progress.notices
+
+
+def test_a_model_without_any_float_to_judge_is_planned_with_a_notice():
+    model = classifier("[n] i = Shape(d)", "int64[] i")
+    assert judged_values(model.graph) == []
+    plan, _, progress = made(model, pictures(model))
+    assert plan.precision("c2") == "int8"
+    assert any("no output is a float" in notice for notice in progress.notices)
+
+
+GRID_EDITS = {
+    "too few scales": ("s", {"scale": [1.0] * 63, "zero_point": [0] * 63}, "64 channels, but 63"),
+    "axis beyond": ("s", {"axis": 7}, "its channels are axis 1, not 7"),
+    "axis from the end": ("s", {"axis": -4}, "its channels are axis 1, not -4"),
+    "vanishing scale": ("x", {"scale": [1e-60]}, "scale 1e-60 is no normal float32 number"),
+    "infinite scale": ("x", {"scale": [1e300]}, r"scale 1e\+300 is no normal float32 number"),
+    "channels of an activation": (
+        "x",
+        {"axis": 1, "scale": [1.0] * 32, "zero_point": [0] * 32},
+        "must have one scale and no axis",
+    ),
+    "weight off zero": ("s", {"zero_point": [5] * 64}, "the zero point of a weight must be 0"),
+    "wide activation": ("x", {"type": "int32"}, "activation must be uint8 on this target"),
+    "wide weight": ("s", {"type": "int32"}, "weight must be int8 on this target, not int32"),
+    "narrow bias": ("b", {"type": "int8"}, "bias must be int32 on this target, not int8"),
+    "computed weight": ("x", {"kind": "weight"}, "is computed: its kind is activation"),
+    "constant activation": ("s", {"kind": "activation"}, "is a constant: its kind is weight"),
+}
+
+
+@pytest.mark.parametrize("edit", GRID_EDITS)
+def test_each_wrong_grid_is_one_line_that_names_the_tensor(edit, good):
+    model, plan = good
+    name, update, message = GRID_EDITS[edit]
+    tensor = TensorPlan.model_validate(plan.tensors[name].model_dump() | update)
+    edited = plan.model_copy(update={"tensors": plan.tensors | {name: tensor}})
+    with pytest.raises(PlanError, match=f"--plan: tensor {name}: .*{message}"):
+        check_plan(edited, model, ORT_CPU, "vnni", "int8")

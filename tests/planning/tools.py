@@ -125,6 +125,13 @@ class Quantized:
         """Run the quantized graph as an engine, or as it is written."""
         return Session(self.model, optimize=optimize).run(feeds)
 
+    def engine_error(self) -> float:
+        """Return the relative L2 distance of the engine's ``y`` from the source's, on a sample."""
+        feeds = feeds_of(self.source)[0]
+        exact = Session(self.source).run(feeds)["y"]
+        found = self.run(feeds, optimize=True)["y"]
+        return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
 
 def quantize_graph(
     model: ir.Model,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console, RenderableType
 
+from qcompile.report import results
 from qcompile.report.console import render
 from qcompile.report.console_results import (
     render_bench,
@@ -14,14 +15,6 @@ from qcompile.report.console_results import (
     render_inspection,
 )
 from qcompile.report.progress import ConsoleProgress
-from qcompile.report.results import (
-    BenchReport,
-    BenchRow,
-    CalibrationReport,
-    ComparisonReport,
-    Inspection,
-    TensorRow,
-)
 from qcompile.report.schema import FloatNode, PlanSummary, Report
 from qcompile.report.text import KEEP, size
 from tests.report.examples import EVERYTHING, SOFTMAX
@@ -95,25 +88,27 @@ def test_empty_report_has_no_empty_paragraphs() -> None:
     ("result", "draw", "fact"),
     [
         (
-            CalibrationReport(
+            results.CalibrationReport(
                 model="m",
                 data="d",
                 samples=1,
                 method="mse",
-                tensors=(TensorRow(name="x", low=-1, high=2, range_low=-0.5, range_high=1.5),),
+                tensors=(
+                    results.TensorRow(name="x", low=-1, high=2, range_low=-0.5, range_high=1.5),
+                ),
             ),
             render_calibration,
             "[-0.5, 1.5]  x",
         ),
         (
-            ComparisonReport(
+            results.ComparisonReport(
                 reference="a.onnx", model="b.onnx", data="d", comparison=EVERYTHING.engine
             ),
             render_comparison,
             "on 102 samples; [95 % interval]",
         ),
         (
-            Inspection(
+            results.Inspection(
                 model=EVERYTHING.model,
                 plan=EVERYTHING.plan,
                 weight_bytes=4000,
@@ -123,10 +118,10 @@ def test_empty_report_has_no_empty_paragraphs() -> None:
             "in float, about",
         ),
         (
-            BenchReport(
+            results.BenchReport(
                 rows=(
-                    BenchRow(model="a.onnx", median_ms=2.0, bytes=1000),
-                    BenchRow(model="b.onnx", median_ms=1.0, bytes=500, ratio=2.0),
+                    results.BenchRow(model="a.onnx", median_ms=2.0, bytes=1000),
+                    results.BenchRow(model="b.onnx", median_ms=1.0, bytes=500, ratio=2.0),
                 ),
                 inputs="made up",
             ),

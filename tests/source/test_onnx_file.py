@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.errors import ModelError
 from qcompile.progress import Silent
+from qcompile.runtime.ort import Session
+from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
 from qcompile.source.support import describe_unknown, unknown_operators
 from tests.assets import asset, needs_assets
@@ -196,6 +198,53 @@ def test_weights_that_are_no_numbers(tmp_path, bad, dtype):
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.elem_type = model.graph.initializer[0].data_type
     refused(save(tmp_path, model), "weight w", "NaN" if np.isnan(bad) else "Inf")
+
+
+@pytest.mark.parametrize("attribute", ["value_floats", "value_float", "value"])
+def test_constants_that_are_no_numbers(tmp_path, attribute):
+    bad = {
+        "value_floats": [1.0, np.nan, 0.0, 0.0],
+        "value_float": np.nan,
+        "value": numpy_helper.from_array(np.full(4, np.nan, np.float32)),
+    }
+    model = matmul()
+    model.graph.node[0].output[0] = "product"
+    constant = helper.make_node("Constant", [], ["bad"], **{attribute: bad[attribute]})
+    model.graph.node.insert(0, constant)
+    model.graph.node.append(helper.make_node("Add", ["product", "bad"], ["y"]))
+    refused(save(tmp_path, model), "weight bad", "NaN")
+
+
+def test_dims_beyond_any_float_are_refused(tmp_path):
+    model = matmul()
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend([2**62] * 20)
+    refused(save(tmp_path, model), "tensor w", "but the file holds 48")
+
+
+def test_strings_stored_as_bytes_are_refused(tmp_path):
+    model = matmul()
+    model.graph.initializer[0].data_type = TensorProto.STRING
+    refused(save(tmp_path, model), "tensor w", "string_data")
+
+
+def test_a_linked_model_is_checked_where_its_data_is_read(tmp_path):
+    """Data beside the link is not read; data beside the model is, and is what is checked."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    (here / "model.onnx").symlink_to(external(there))
+    (here / "w.bin").write_bytes(WEIGHT.tobytes())
+    (tmp_path / "secret.bin").write_bytes((7 * WEIGHT).tobytes())
+    (there / "w.bin").symlink_to("../secret.bin")
+    refused(here / "model.onnx", "outside")
+    (there / "w.bin").unlink()
+    refused(here / "model.onnx", "missing")
+    (here / "w.bin").rename(there / "w.bin")
+    model = load_model(here / "model.onnx")
+    np.testing.assert_array_equal(model.graph.initializers["w"].const_value.numpy(), WEIGHT)
+    assert model_files(here / "model.onnx")[1] == (there / "w.bin").resolve()
+    Session(here / "model.onnx")
 
 
 def test_a_mask_may_be_infinite(tmp_path):

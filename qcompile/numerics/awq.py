@@ -1,0 +1,134 @@
+"""AWQ: weights that meet large activations get finer steps (Lin et al. 2023, arXiv:2306.00978).
+
+A layer ``y = x W^T`` equals ``y = (x / s) (W s)^T`` for any positive scale s of its input columns.
+Rounding ``W s`` makes the error of column k smaller by ``s_k``; the group's step grows with the
+largest scaled weight. Section 3.2 searches ``s = m^alpha``, m the mean magnitude of the columns of
+x. Section 3.2's clipping then narrows each group's range where that lowers the error at the
+output; here the error is taken over the group's own columns, from their block of the Hessian.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.numerics.groups import (
+    Codes,
+    Floats,
+    WeightFormat,
+    group_parameters,
+    round_nearest,
+    round_to,
+)
+
+STEPS = 20
+"""Exponents that are tried, evenly spaced between 0 and 1."""
+
+CHANNELS = 512
+"""Output channels of each weight on which exponents are compared, evenly spaced."""
+
+NARROWEST = 0.5
+"""The narrowest range that clipping tries, as a share of the whole."""
+
+_CLIPS = 16
+_SPAN = 1e4
+"""Scales stay within this factor of their middle."""
+
+
+def input_scale(
+    weights: Sequence[Floats],
+    rows: Floats,
+    magnitude: Floats,
+    format: WeightFormat,  # noqa: A002 - the word of SolvedWeight
+) -> npt.NDArray[np.float32] | None:
+    """Search the scale of the input columns that layers with the same input share.
+
+    Args:
+        weights: One ``(R, K)`` for each layer.
+        rows: ``(n, K)``, inputs of the layers.
+        magnitude: ``(K,)``, mean magnitude of each input column over all samples.
+        format: What the scaled weights are rounded to.
+
+    Returns:
+        float32 ``(K,)``, or None where no scale lowers the error on ``rows``.
+    """
+    parts = [_spread(weight).astype(np.float64) for weight in weights]
+    inputs = np.asarray(rows, np.float64)
+    power = np.mean(np.square(inputs), axis=0)
+    best, found = _error(parts, inputs, np.ones(len(power)), power, format), None
+    for step in range(1, STEPS):
+        scale = _scale(magnitude, step / STEPS)
+        error = _error(parts, inputs, scale.astype(np.float64), power, format)
+        if error < best:
+            best, found = error, scale
+    return found
+
+
+def clipped_parameters(
+    weights: Floats,
+    hessian: Floats,
+    format: WeightFormat,  # noqa: A002
+) -> tuple[Floats, Codes]:
+    """Return scales and zero points ``(R, G)``, each range narrowed to the least output error.
+
+    Args:
+        weights: ``(R, K)``.
+        hessian: ``(K, K)``, ``X^T X`` of the layer's inputs up to a factor. Only the blocks of the
+            groups on its diagonal are read.
+        format: The format.
+    """
+    columns = weights.shape[1]
+    scales, zeros = group_parameters(weights, format)
+    size = format.group_size or columns
+    for group in range(scales.shape[1]):
+        part = slice(group * size, min((group + 1) * size, columns))
+        values = np.ascontiguousarray(weights[:, part], np.float64)
+        block = np.asarray(hessian[part, part], np.float64)
+        alone = WeightFormat(format.bits, 0, format.symmetric, format.scale_type)
+        whole, zero = scales[:, [group]], zeros[:, [group]]
+        best = np.full(len(values), np.inf)
+        for share in np.linspace(1, NARROWEST, _CLIPS):
+            scale = (whole * share).astype(format.scale_type)
+            scale = np.where(scale == 0, whole, scale)
+            codes = round_to(values, alone, scale, zero)
+            moved = values - scale.astype(np.float64) * (codes.astype(np.float64) - zero)
+            error = np.einsum("rk,rk->r", moved @ block, moved)
+            better = error < best
+            best[better] = error[better]
+            scales[better, group] = scale[better, 0]
+    return scales, zeros
+
+
+def _scale(magnitude: Floats, exponent: float) -> npt.NDArray[np.float32]:
+    """Return ``magnitude ** exponent``, its extremes around 1; dead columns count as the least."""
+    alive = magnitude[magnitude > 0]
+    if not alive.size:
+        return np.ones(len(magnitude), np.float32)
+    scale = np.maximum(magnitude, alive.min()) ** exponent
+    scale = scale / np.sqrt(scale.max() * scale.min())
+    clipped: npt.NDArray[np.float32] = np.clip(scale, 1 / _SPAN, _SPAN).astype(np.float32)
+    return clipped
+
+
+def _error(
+    weights: Sequence[Floats],
+    rows: Floats,
+    scale: Floats,
+    power: Floats,
+    format: WeightFormat,  # noqa: A002
+) -> float:
+    """Return the squared error at the outputs of layers whose scaled weights are rounded."""
+    total = 0.0
+    for weight in weights:
+        rounded = round_nearest(
+            weight * scale, format, search=True, importance=power / np.square(scale)
+        )
+        moved = rounded.stored() / scale - weight
+        total += float(np.square(moved @ rows.T).sum())
+    return total
+
+
+def _spread(weight: Floats) -> Floats:
+    """Return at most ``CHANNELS`` rows, evenly spaced."""
+    step = max(1, len(weight) // CHANNELS)
+    return weight[::step][:CHANNELS]

@@ -1,0 +1,121 @@
+"""What solving a model's weights will take: told before it begins."""
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from qcompile.errors import OutputError
+from qcompile.graph.stages import cut, reader_groups
+from qcompile.numerics.groups import Floats
+from qcompile.planning.sequence import POSITIONS, Job
+from qcompile.planning.weights import Layer, layer_nodes
+from qcompile.samples import Samples
+
+_PROBE = 1024
+_BASE_BYTES = 300 << 20
+"""The process with its libraries."""
+
+_PLAIN = 40e6
+"""Weights a second that one core rounds to searched grids."""
+
+
+def estimate(job: Job, samples: Samples | None) -> str:
+    """Return time, memory and disk that the build will take, as one line.
+
+    Raises:
+        OutputError: The disk has not that much room.
+    """
+    layers = job.selection.layers
+    weights = sum(layer.rows * layer.columns for layer in layers)
+    largest = max((layer.rows * layer.columns for layer in layers), default=0)
+    disk = float(weights)
+    seconds = weights / _PLAIN
+    memory = float(_BASE_BYTES + 12 * largest)
+    if samples is not None:
+        tokens = _positions(samples) * len(samples)
+        single, double = _rate(np.float32), _rate(np.float64)
+        seconds += 2 * weights * tokens / single + _solving(
+            layers, tokens, len(samples), single, double
+        )
+        memory = max(memory, _BASE_BYTES + _largest_group(layers))
+        disk += _activations(job, tokens)
+    room = shutil.disk_usage(job.folder).free
+    if disk > room:
+        raise OutputError(
+            f"{job.folder}: solving needs about {_size(disk)} of disk, {_size(room)} are free; "
+            "free some, or name another place in QCOMPILE_CACHE"
+        )
+    return (
+        f"estimate: about {_duration(seconds)}, {_size(memory)} of memory, "
+        f"{_size(disk)} of disk for {weights / 1e6:,.0f} million weights"
+    )
+
+
+def _positions(samples: Samples) -> int:
+    """Return the positions of a sample: tokens, rows; at least 1."""
+    first = samples[0]
+    return max(
+        (math.prod(array.shape[:2]) for array in first.values() if array.ndim > 1), default=1
+    )
+
+
+def _solving(
+    layers: Sequence[Layer], tokens: int, samples: int, single: float, double: float
+) -> float:
+    """Return the seconds of Hessians and sweeps."""
+    seconds = 0.0
+    seen = min(tokens, POSITIONS * samples)
+    for layer in layers:
+        if layer.options.algorithm == "rtn":
+            continue
+        sweeps = 2 if layer.options.algorithm == "auto" else 1
+        seconds += layer.columns**2 * seen / single
+        seconds += sweeps * (2 * layer.columns**3 + layer.rows * layer.columns**2) / double
+    return seconds
+
+
+def _largest_group(layers: Sequence[Layer]) -> int:
+    """Return the bytes of the layer that needs most: its Hessian, the inverse, its weights."""
+    return max(
+        (16 * layer.columns**2 + 40 * layer.rows * layer.columns for layer in layers), default=0
+    )
+
+
+def _activations(job: Job, tokens: int) -> float:
+    """Return the bytes of the activations that are on disk at once, at the most."""
+    groups = reader_groups(list(layer_nodes(job.model, job.selection)))
+    widths = {v.name: _width(v.shape) for n in job.model.graph for v in n.outputs}
+    live: dict[str, int] = {}
+    most = 0
+    for stage in cut(job.model, groups)[:-1]:
+        live |= {name: widths.get(name, 1) for name in stage.gives}
+        most = max(most, sum(live.values()))
+        live = {name: width for name, width in live.items() if name not in stage.drops}
+    return 4.0 * tokens * most
+
+
+def _width(shape: object) -> int:
+    dims = list(shape) if shape is not None else []  # type: ignore[call-overload]
+    return dims[-1] if dims and isinstance(dims[-1], int) else 1
+
+
+def _rate(dtype: type) -> float:
+    """Return the multiply-adds a second of a product of matrices, measured."""
+    matrix: Floats = np.ones((_PROBE, _PROBE), dtype)
+    matrix @ matrix
+    started = time.perf_counter()
+    matrix @ matrix
+    return _PROBE**3 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

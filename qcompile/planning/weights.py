@@ -1,0 +1,241 @@
+"""Which weights are stored in few bits on a target, and why the others are not."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import RecipeError
+from qcompile.graph.walk import all_nodes, is_constant
+from qcompile.numerics.groups import Floats
+from qcompile.plan import NodePlan, Plan
+from qcompile.planning.forms import node_name, value_name
+from qcompile.planning.wishes import Wishes, with_ends
+from qcompile.recipe import Algorithm, Weights
+from qcompile.targets.target import Target
+
+LEAST = 2048
+"""Weights below which codes, scales and another operator save nothing."""
+
+_FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight that is stored in few bits, seen as rows ``(R, K)``, and a node that reads it.
+
+    Attributes:
+        node: A MatMul, Gemm or Conv.
+        weight: MatMul ``(K, R)``, Gemm ``(K, R)`` or ``(R, K)``, Conv ``(R, C, k1, ...)``.
+        by_rows: The weight lies in memory as its rows.
+        rows: R, the output channels.
+        columns: K, the weights that each output sums over.
+        options: Format and algorithm.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    by_rows: bool
+    rows: int
+    columns: int
+    options: Weights
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return str(self.weight.name)
+
+    @property
+    def scale_type(self) -> str:
+        """The type of scales: what the graph computes in."""
+        assert self.weight.dtype is not None  # noqa: S101 - a constant has a type
+        return _FLOATS[self.weight.dtype]
+
+    def values(self) -> Floats:
+        """Return the weight ``(R, K)`` in its own type: mapped where it is external data."""
+        assert self.weight.const_value is not None  # noqa: S101 - a constant
+        array = self.weight.const_value.numpy()
+        return array.reshape(self.rows, self.columns) if self.by_rows else array.T
+
+    def shaped(self, rows: Floats) -> Floats:
+        """Return rows ``(R, K)`` in the shape and type that the weight has in the graph."""
+        assert self.weight.const_value is not None  # noqa: S101
+        shape = tuple(self.weight.const_value.shape.numpy())
+        dtype = np.dtype(self.scale_type)
+        array = rows if self.by_rows else rows.T
+        return np.ascontiguousarray(array.reshape(shape), dtype)
+
+
+@dataclass(frozen=True)
+class WeightSelection:
+    """Node name to plan, in graph order, subgraphs included; and one layer for each weight."""
+
+    nodes: dict[str, NodePlan]
+    layers: list[Layer]
+
+
+def select_weights(
+    model: ir.Model,
+    target: Target,
+    weights: Weights,
+    wishes: Wishes,
+    edited: Plan | None = None,
+) -> WeightSelection:
+    """Choose the weights that are stored in few bits.
+
+    Args:
+        model: The lowered graph, with unique names.
+        target: What the engine can run.
+        weights: What was asked for.
+        wishes: What the user keeps in float.
+        edited: A plan to follow: which nodes, and format and algorithm of each weight.
+
+    Raises:
+        PlanError: The plan is for another target or names what the model cannot have.
+        RecipeError: The target has no such bits, groups or operators.
+    """
+    rules = target.weight_only.operators
+    wishes = with_ends(wishes, model.graph, rules)
+    asked = _edited_options(edited, weights) if edited else {}
+    for options in asked.values() or [weights]:
+        _check(target, options)
+    nodes: dict[str, NodePlan] = {}
+    layers: dict[ir.Value, Layer] = {}
+    for node, owner in all_nodes(model):
+        reason = _refusal(node, target, weights, inside=owner is not None) or wishes.reason(node)
+        if edited and not reason:
+            reason = _edited_reason(edited, node)
+        if not reason:
+            layer = _layer(node, asked.get(value_name(node.inputs[1]), weights))
+            known = layers.setdefault(layer.weight, layer)
+            if known.by_rows != layer.by_rows:
+                reason = "its weight is read by rows and by columns"
+        entry = NodePlan(op=node.op_type, precision="float", reason=reason)
+        if not reason:
+            stored = target.weight_only.widths[weights.bits].stored
+            entry = NodePlan(
+                op=node.op_type,
+                precision="weight-only",
+                reason=f"constant weights, stored in {stored} bits",
+            )
+        nodes[node_name(node)] = entry
+    read = {n for n, plan in nodes.items() if plan.precision == "weight-only"}
+    return WeightSelection(nodes, [x for x in layers.values() if node_name(x.node) in read])
+
+
+def layer_nodes(model: ir.Model, selection: WeightSelection) -> Iterator[ir.Node]:
+    """Yield the nodes whose weight is stored in few bits, in graph order."""
+    for node in model.graph:
+        if selection.nodes[node_name(node)].precision == "weight-only":
+            yield node
+
+
+def _edited_reason(plan: Plan, node: ir.Node) -> str:
+    """Return why a plan leaves a node in float, or nothing."""
+    entry = plan.nodes.get(node_name(node))
+    if entry is None:
+        return "not in the plan"
+    return entry.reason if entry.precision == "float" else ""
+
+
+def _edited_options(plan: Plan, weights: Weights) -> dict[str, Weights]:
+    """Return format and algorithm of each weight of a plan."""
+    return {
+        name: weights.model_copy(
+            update={
+                "bits": entry.bits,
+                "group_size": entry.group_size,
+                "asymmetric": not entry.symmetric,
+                "algorithm": entry.algorithm,
+            }
+        )
+        for name, entry in plan.weights.items()
+    }
+
+
+def _check(target: Target, weights: Weights) -> None:
+    widths = target.weight_only.widths
+    if weights.bits not in widths:
+        known = ", ".join(str(bits) for bits in widths)
+        raise RecipeError(f"{target.name} takes weights of {known} bits, not {weights.bits}")
+    width = widths[weights.bits]
+    if weights.group_size not in width.group_sizes:
+        known = ", ".join(str(size) for size in width.group_sizes)
+        raise RecipeError(
+            f"--group-size {weights.group_size}: for {weights.bits} bits {target.name} takes "
+            f"{known} (0: the whole channel)"
+        )
+    if weights.accuracy_level is not None and weights.accuracy_level not in width.levels:
+        known = ", ".join(str(level) for level in width.levels) or "none"
+        raise RecipeError(
+            f"accuracy level {weights.accuracy_level}: for {weights.bits} bits {target.name} "
+            f"takes {known}: {width.why}"
+        )
+    for op in weights.operators:
+        if op not in target.weight_only.operators:
+            why = target.weight_only.costs.get(op, "it has no weights")
+            raise RecipeError(f"{target.name} stores no weights of {op} in few bits: {why}")
+
+
+def _refusal(node: ir.Node, target: Target, weights: Weights, *, inside: bool) -> str:
+    """Return why a node cannot read its weight in few bits, or nothing."""
+    rules = target.weight_only.operators
+    if node.domain not in ("", "ai.onnx") or node.op_type not in rules:
+        why = target.weight_only.costs.get(node.op_type, "") if not node.domain else ""
+        return why or "no weights"
+    if inside:
+        return "inside If, Loop or Scan: control flow stays in float"
+    if node.op_type not in weights.operators:
+        return f"{node.op_type} is not among the operators of [weights]"
+    weight = node.inputs[1]
+    if weight is None or not is_constant(weight) or not weight.is_initializer():
+        first = node.inputs[0]
+        return (
+            "its first input is the constant one"
+            if is_constant(first)
+            else "both inputs are activations"
+        )
+    if weight.dtype not in _FLOATS:
+        return f"weights of {str(weight.dtype).lower()}: float32 and float16 have a form"
+    return _shape_refusal(node, weight)
+
+
+def _shape_refusal(node: ir.Node, weight: ir.Value) -> str:
+    assert weight.const_value is not None  # noqa: S101 - a constant
+    shape = weight.const_value.shape.numpy()
+    if node.op_type == "Conv":
+        if node.attributes.get_int("group", 1) != 1:
+            return "a grouped convolution: few weights, each read often"
+    elif len(shape) != 2:
+        return "its weight is no matrix"
+    if node.op_type == "Gemm" and (
+        node.attributes.get_float("alpha", 1.0) != 1.0
+        or node.attributes.get_float("beta", 1.0) != 1.0
+        or node.attributes.get_int("transA", 0) == 1
+    ):
+        return "a Gemm with alpha, beta or transA"
+    if math.prod(shape) < LEAST:
+        return f"fewer than {LEAST} weights: codes and scales would save nothing"
+    return ""
+
+
+def _layer(node: ir.Node, options: Weights) -> Layer:
+    weight = node.inputs[1]
+    assert weight is not None  # noqa: S101 - not refused
+    assert weight.const_value is not None  # noqa: S101
+    shape = weight.const_value.shape.numpy()
+    by_rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
+    rows = shape[0 if by_rows else 1]
+    if node.op_type == "Conv":
+        options = _for_conv(options)
+    return Layer(node, weight, by_rows, rows, math.prod(shape) // rows, options)
+
+
+def _for_conv(options: Weights) -> Weights:
+    """Return what a convolution can take: a scale a channel, inputs as they are."""
+    algorithm: Algorithm = "rtn" if options.algorithm in ("rtn", "awq") else "gptq"
+    return options.model_copy(
+        update={"group_size": 0, "algorithm": algorithm, "static_groups": True}
+    )

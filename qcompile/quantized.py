@@ -1,0 +1,31 @@
+"""What a scheme makes of a loaded model: the rewritten graph, its plan, and what was measured."""
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from qcompile.compare.layers import LayerError
+from qcompile.graph.runner import PassRun
+from qcompile.plan import Plan
+from qcompile.report.schema import CalibrationSummary, WeightRow
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model, before it is written.
+
+    Attributes:
+        model: The rewritten graph.
+        plan: What was decided.
+        runs: What the passes did.
+        weights: Error of each weight's own values.
+        solved: For weights in few bits: errors at the layers' outputs, by algorithm.
+        calibration: How ranges were found, where there are any.
+    """
+
+    model: ir.Model
+    plan: Plan
+    runs: list[PassRun]
+    weights: list[LayerError] = field(default_factory=list)
+    solved: tuple[WeightRow, ...] = ()
+    calibration: CalibrationSummary | None = None

@@ -1,0 +1,154 @@
+"""The schemes int8 and int8-dynamic: statistics, plan, and the passes that write the plan in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile import sections
+from qcompile.calibrate.cache import StatisticsStore, default_cache
+from qcompile.calibrate.collect import collect
+from qcompile.compare.layers import compare_weights
+from qcompile.data import Split
+from qcompile.frontend import Loaded, check_float
+from qcompile.graph.protocol import GraphPass
+from qcompile.graph.runner import PassRun, run_passes
+from qcompile.numerics.grids import Codes
+from qcompile.passes.average_codes import AverageCodes
+from qcompile.passes.dynamic_matmul import DynamicMatmul
+from qcompile.passes.fence_float_nodes import FenceFloatNodes
+from qcompile.passes.fold_stride import FoldStride
+from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.pad_channels import PadChannels
+from qcompile.plan import Plan
+from qcompile.planning.pays import select_paying
+from qcompile.planning.plan import (
+    PROBED,
+    Planner,
+    activations_of,
+    check_plan,
+    codes_of,
+    wishes_of,
+)
+from qcompile.progress import StageLog
+from qcompile.proof import rounded_weights
+from qcompile.quantized import Quantized
+from qcompile.recipe import Cpu, Recipe
+from qcompile.samples import Subset
+from qcompile.statistics import Statistics
+from qcompile.targets.target import Target
+
+LITTLE = 0.25
+"""Share of the arithmetic in int8 below which the user is told so."""
+
+
+@dataclass(frozen=True)
+class W8A8:
+    """One build in int8.
+
+    Attributes:
+        loaded: The float model.
+        data: Calibration samples; scheme int8-dynamic needs none.
+        recipe: What was asked for.
+        target: What the engine runs on.
+        cpu: Its instruction set.
+        edited: A plan to follow instead of making one.
+        log: Hears of stages and notices.
+    """
+
+    loaded: Loaded
+    data: Split
+    recipe: Recipe
+    target: Target
+    cpu: Cpu
+    edited: Plan | None
+    log: StageLog
+
+    def quantize(self, dump_passes: Path | None) -> Quantized:
+        """Calibrate, plan, rewrite.
+
+        Args:
+            dump_passes: Folder for the graph's text after each pass.
+
+        Raises:
+            QcompileError: The samples or the edited plan do not fit the model.
+        """
+        log = self.log
+        if self.recipe.scheme == "int8":
+            check_float(self.loaded)
+        with log.stage("calibrate"):
+            statistics = self._statistics()
+        with log.stage("plan"):
+            plan, codes = self._plan(statistics)
+        self._warn(plan)
+        with log.stage("rewrite"):
+            model, runs = self._rewrite(plan, codes, dump_passes)
+        summary = sections.calibration_summary(
+            plan,
+            self.recipe.calibration.method,
+            len(statistics.tensors),
+            statistics.reused,
+            log.seconds["calibrate"],
+        )
+        return Quantized(
+            model=model,
+            plan=plan,
+            runs=runs,
+            weights=compare_weights(rounded_weights(self.loaded.model, plan, codes)),
+            calibration=summary if statistics.tensors else None,
+        )
+
+    def _warn(self, plan: Plan) -> None:
+        whole = any(t.kind == "weight" and not t.reduce_range for t in plan.tensors.values())
+        if self.cpu == "vnni" and whole:
+            self.log.notice(
+                "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
+                "accuracy; for those build with --cpu avx2"
+            )
+        share = sections.int8_share(plan, self.loaded.model)
+        if share is not None and share < LITTLE:
+            self.log.notice(
+                f"only {share:.1%} of the arithmetic runs in int8: see 'in float' for the reasons"
+            )
+
+    def _statistics(self) -> Statistics:
+        samples = self.data.calibration
+        if samples is None or self.recipe.scheme != "int8":
+            return Statistics({}, 0)
+        model, wishes = self.loaded.model, wishes_of(self.recipe)
+        names = activations_of(select_paying(model, self.target, self.recipe.scheme, wishes))
+        return collect(
+            model,
+            samples,
+            names,
+            jobs=self.recipe.jobs or 1,
+            histograms=self.recipe.calibration.method != "minmax",
+            store=StatisticsStore(default_cache()),
+            progress=self.log,
+        )
+
+    def _plan(self, statistics: Statistics) -> tuple[Plan, dict[str, Codes]]:
+        model, samples = self.loaded.model, self.data.calibration
+        probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
+        if self.edited is not None:
+            check_plan(self.edited, model, self.target, self.cpu, self.recipe.scheme)
+            jobs = self.recipe.jobs or 1
+            return self.edited, codes_of(self.edited, model, probed, jobs, self.log)
+        planner = Planner(model, statistics, probed, self.recipe, self.target, self.cpu, self.log)
+        return planner.make(wishes_of(self.recipe))
+
+    def _rewrite(
+        self, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None
+    ) -> tuple[ir.Model, list[PassRun]]:
+        model = self.loaded.model.clone()
+        passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
+        if self.recipe.scheme == "int8":
+            passes = [
+                InsertQdq(plan=plan, codes=codes),
+                FoldStride(),
+                PadChannels(),
+                AverageCodes(),
+                FenceFloatNodes(),
+            ]
+        folder = dump_passes / "quantize" if dump_passes else None
+        return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)
