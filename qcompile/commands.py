@@ -42,9 +42,10 @@ from qcompile.runtime.host import host_cpu
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
 from qcompile.runtime.timing import time_one, time_pair
-from qcompile.samples import Feeds, Samples
+from qcompile.samples import Feeds, Port, Samples
 from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
+from qcompile.source.ports import with_head_sizes
 from qcompile.statistics import TensorStatistics
 from qcompile.targets import target_named
 
@@ -204,7 +205,7 @@ def bench(
     for other in others:
         _check_same_inputs(first, other)
     if data is None:
-        feeds: Feeds = made_up_feeds(first.session.inputs)
+        feeds: Feeds = made_up_feeds(first.inputs)
     else:
         feeds = _samples(data, first, recipe or Recipe(), heard)[0]
     return BenchReport(
@@ -223,12 +224,14 @@ class _Opened:
     path: Path
     bytes: int
     session: Session
+    inputs: tuple[Port, ...]
 
     @classmethod
     def of(cls, path: Path, threads: int, progress: Progress) -> "_Opened":
-        load_model(path, progress)
+        loaded = load_model(path, progress)
         size = sum(file.stat().st_size for file in model_files(path))
-        return cls(path, size, Session(path, threads=threads))
+        session = Session(path, threads=threads)
+        return cls(path, size, session, with_head_sizes(session.inputs, loaded))
 
 
 def _predicts_tokens(session: Session, samples: Samples) -> bool:
@@ -238,8 +241,8 @@ def _predicts_tokens(session: Session, samples: Samples) -> bool:
 def _samples(source: Source, model: _Opened, recipe: Recipe, progress: Progress) -> Samples:
     session = model.session
     reading = Reading.of(recipe.text, model.path, session.outputs)
-    samples = open_samples(source, session.inputs, recipe.preprocess, progress, session, reading)
-    check_samples(samples, session.inputs, progress)
+    samples = open_samples(source, model.inputs, recipe.preprocess, progress, session, reading)
+    check_samples(samples, model.inputs, progress)
     return samples
 
 

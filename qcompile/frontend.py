@@ -1,7 +1,9 @@
 """From a file to the graph that a target plans on; shared by all commands that look at a model."""
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.bundle import FileDigest, file_digest
+from qcompile.calibrate.cache import default_cache
 from qcompile.errors import EngineError, ModelError, PassError
 from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
@@ -18,13 +21,20 @@ from qcompile.passes import CANONICAL, lowering
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Scheme
 from qcompile.runtime.ort import Session
-from qcompile.samples import Array, Port, Samples
+from qcompile.runtime.staged import run_staged
+from qcompile.samples import Array, Feeds, Port, Samples, Subset
 from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
+from qcompile.source.ports import with_head_sizes
 from qcompile.source.support import describe_unknown, unknown_operators
 
 LARGE_BYTES = 2 << 30
 """Of weights: models with more are never loaded as a whole where the scheme can do without."""
+
+STAGE_BYTES = 400 << 20
+"""Of weights: what is loaded at once of a large model."""
+
+Run = Callable[[Feeds], dict[str, Array]]
 
 LIMIT = 1e-5
 """Relative L2 by which the clean-up may move an output."""
@@ -101,7 +111,7 @@ def load(
         model=model,
         holds=check_order(passes),
         runs=runs,
-        inputs=session.inputs if session else _ports(model.graph.inputs),
+        inputs=with_head_sizes(session.inputs if session else _ports(model.graph.inputs), model),
         outputs=session.outputs if session else _ports(model.graph.outputs),
         session=session,
     )
@@ -167,16 +177,73 @@ def check_equivalence(
         PassError: The distance is above ``LIMIT`` and above the model's own, or more integers
             differ than rounding explains.
     """
-    if loaded.session is None:
-        raise ValueError("a large model has no session to compare")
-    plain = Session(loaded.path, optimize=False)
-    lowered = Session(loaded.model, optimize=False)
+    with _runners(loaded, Subset(samples, indices), progress) as (plain, lowered, other):
+        return _moved(plain, lowered, other, samples, indices, progress)
+
+
+@contextmanager
+def _runners(
+    loaded: Loaded, samples: Samples, progress: Progress
+) -> Iterator[tuple[Run, Run, Run]]:
+    """Give the source, the lowered graph, and the source computed in another way.
+
+    A large model is run a stage at a time; cut into other stages, float16 rounds it elsewhere.
+    """
+    if loaded.session is not None:
+        plain = Session(loaded.path, optimize=False).run
+        yield plain, Session(loaded.model, optimize=False).run, loaded.session.run
+        return
+    source = ir.load(loaded.path)
+    with ExitStack() as stack:
+
+        def staged(model: ir.Model, budget: int) -> Run:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=_scratch()))
+            return run_staged(
+                model,
+                samples,
+                Path(folder),
+                threads=os.cpu_count() or 1,
+                budget_bytes=budget,
+                progress=progress,
+            ).run
+
+        yield (
+            staged(source, STAGE_BYTES),
+            staged(loaded.model, STAGE_BYTES),
+            staged(source, STAGE_BYTES // 2),
+        )
+
+
+def _scratch() -> Path:
+    folder = default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _moved(
+    plain: Run,
+    lowered: Run,
+    other: Run,
+    samples: Samples,
+    indices: Sequence[int],
+    progress: Progress,
+) -> float | None:
+    """Return what ``check_equivalence`` does.
+
+    Args:
+        plain: Runs the source.
+        lowered: Runs the graph after clean-up and lowering.
+        other: Runs the source in another way.
+        samples: What they are run on.
+        indices: Of the samples.
+        progress: Hears of decisions that rounding tipped.
+    """
     moved: dict[str, ErrorSums] = {}
     own: dict[str, ErrorSums] = {}
     decided: dict[str, _Unequal] = {}
     for index in indices:
         feeds = samples[index]
-        expected, found, usual = plain.run(feeds), lowered.run(feeds), loaded.session.run(feeds)
+        expected, found, usual = plain(feeds), lowered(feeds), other(feeds)
         for name, reference in expected.items():
             if reference.dtype.kind == "f":
                 moved[name] = moved.get(name, ErrorSums()) + error_sums(reference, found[name])

@@ -27,7 +27,7 @@ from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
 from qcompile.emit.ort_file import write_engine, write_optimized
-from qcompile.errors import GateError, ModelError, RecipeError
+from qcompile.errors import GateError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, jobs_of, load
 from qcompile.plan import Plan, read_plan
 from qcompile.planning.plan import wishes_of
@@ -39,6 +39,7 @@ from qcompile.report.schema import Canonicalization, Kernels, Report
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import kernel_nodes
 from qcompile.samples import samples_digest
+from qcompile.source.onnx_file import check_file
 from qcompile.targets import target_named
 from qcompile.targets.target import Target
 from qcompile.w8a8 import W8A8
@@ -164,9 +165,15 @@ class _Job:
             layers = proof.layers(loaded.model, made, data, jobs, log)
         with log.stage("time"):
             timing = proof.time_engine(
-                loaded, engine, data, again=not self.recipe.gates.allow_slower, progress=log
+                loaded,
+                engine,
+                data,
+                weights_alone=self.recipe.scheme == "weight-only",
+                again=not self.recipe.gates.allow_slower,
+                progress=log,
             )
-        results = check_gates(self.recipe.gates, compared.get("engine"), timing)
+        judged = timing.judged if timing else None
+        results = check_gates(self.recipe.gates, compared.get("engine"), judged)
         report = Report(
             model=sections.model_facts(loaded),
             canonical=canonical,
@@ -181,7 +188,8 @@ class _Job:
             else None,
             layers=sections.layer_rows(layers),
             weights=made.solved,
-            speed=sections.speed(timing),
+            speed=sections.speed(judged),
+            prefill=sections.speed(timing.prefill if timing else None),
             gates=sections.gates(results),
         )
         return self._finish(report, loaded, data, results)
@@ -192,7 +200,7 @@ class _Job:
         if samples is None:
             self.log.notice("without samples, the clean-up was not compared with the source")
             return Canonicalization(passes=runs)
-        indices = range(min(CHECKED, len(samples)))
+        indices = range(min(CHECKED if loaded.session else 1, len(samples)))
         moved = check_equivalence(loaded, samples, indices, self.log)
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -14,7 +15,7 @@ from qcompile.compare.perplexity import perplexity_metric
 from qcompile.compare.results import Comparison
 from qcompile.data import Split
 from qcompile.errors import EngineError
-from qcompile.frontend import Loaded
+from qcompile.frontend import STAGE_BYTES, Loaded
 from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.plan import Plan
@@ -22,12 +23,10 @@ from qcompile.progress import Progress
 from qcompile.quantized import Quantized
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
+from qcompile.runtime.prefill import first_token
 from qcompile.runtime.staged import StagedRun, run_staged
 from qcompile.runtime.timing import Timing, time_pair
 from qcompile.samples import Array, Feeds, InMemory
-
-STAGE_BYTES = 400 << 20
-"""Weights of a stage when a large model is compared."""
 
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
@@ -160,15 +159,32 @@ def rounded_weights(
         yield name, operator, values, dequantize(codes, *grid)
 
 
+class Timings(NamedTuple):
+    """How fast the engine is: what gates judge, and a language model's prefill."""
+
+    judged: Timing
+    prefill: Timing | None
+
+
 def time_engine(
-    loaded: Loaded, engine: Path, data: Split, *, again: bool, progress: Progress
-) -> Timing | None:
+    loaded: Loaded,
+    engine: Path,
+    data: Split,
+    *,
+    weights_alone: bool,
+    again: bool,
+    progress: Progress,
+) -> Timings | None:
     """Time source model and engine in turn.
+
+    Weights in few bits serve the step of generation, one token: a language model is timed there,
+    and in its prefill.
 
     Args:
         loaded: The float model.
         engine: The engine's file.
         data: Timed on its first sample, else on made-up inputs, with a notice.
+        weights_alone: The scheme is weight-only.
         again: Confirm by a longer measurement, which then counts, that the engine is slower: a
             disturbed machine shows the same pair of models up to 10 % apart.
         progress: Hears of the stage.
@@ -186,16 +202,18 @@ def time_engine(
     if samples is None:
         progress.notice("timed on made-up inputs, for there are no samples")
     feeds: Feeds = samples[0] if samples else made_up_feeds(loaded.inputs)
+    token = first_token(feeds, loaded.inputs) if weights_alone else None
     progress.step("time", 0, 1)
     try:
-        timing = time_pair(loaded.path, engine, feeds)
+        timing = time_pair(loaded.path, engine, token or feeds)
         if again and seems_slower(timing):
             progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
-            timing = time_pair(loaded.path, engine, feeds, seconds=AGAIN_SECONDS)
+            timing = time_pair(loaded.path, engine, token or feeds, seconds=AGAIN_SECONDS)
+        prefill = time_pair(loaded.path, engine, feeds) if token else None
     except EngineError as error:
         if samples is not None:
             raise
         progress.notice(f"neither run nor timed: made-up inputs do not fit ({error})")
         return None
     progress.step("time", 1, 1)
-    return timing
+    return Timings(timing, prefill)

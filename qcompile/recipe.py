@@ -19,8 +19,8 @@ class Preprocess(Frozen):
     """How a picture becomes an input tensor, in this order.
 
     resize (shorter side to one number, or exact height and width), centre crop (height, width),
-    channel order, ``pixel * scale``, ``(pixel - mean) / std``, layout. ``mean`` and ``std`` have one
-    number, or one a channel. Pictures are upright first, as their EXIF orientation says.
+    channel order, ``pixel * scale``, ``(pixel - mean) / std``, layout. ``mean`` and ``std`` have
+    one number, or one a channel. Before that a picture is turned as its EXIF orientation says.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -43,9 +43,10 @@ class Preprocess(Frozen):
     @field_validator("mean", "std")
     @classmethod
     def _numbers(cls, numbers: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        channels = 1 if info.data.get("channels") == "gray" else 3
-        if len(numbers) not in {1, channels}:
-            raise ValueError(f"must have 1 number or {channels}, not {len(numbers)}")
+        gray = info.data.get("channels") == "gray"
+        if len(numbers) != 1 and (gray or len(numbers) != 3):
+            wanted = "1 number" if gray else "1 or 3 numbers"
+            raise ValueError(f"must have {wanted}, not {len(numbers)}")
         if info.field_name == "std" and 0 in numbers:
             raise ValueError("must not be 0")
         return numbers

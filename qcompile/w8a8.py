@@ -21,6 +21,7 @@ from qcompile.passes.fold_stride import FoldStride
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.pad_channels import PadChannels
 from qcompile.plan import Plan
+from qcompile.planning.edited import with_bias_scales
 from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import (
     PROBED,
@@ -132,8 +133,8 @@ class W8A8:
         probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
         if self.edited is not None:
             check_plan(self.edited, model, self.target, self.cpu, self.recipe.scheme)
-            jobs = self.recipe.jobs or 1
-            return self.edited, codes_of(self.edited, model, probed, jobs, self.log)
+            edited = with_bias_scales(self.edited, model, self.target, self.log)
+            return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log)
         planner = Planner(model, statistics, probed, self.recipe, self.target, self.cpu, self.log)
         return planner.make(wishes_of(self.recipe))
 

@@ -3,23 +3,26 @@
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.data import Split, split_data
 from qcompile.errors import DataError
+from qcompile.frontend import Loaded, load
 from qcompile.progress import Silent
 from qcompile.recipe import Calibration, Recipe
 from qcompile.runtime.made_up import made_up_feeds
-from qcompile.runtime.ort import Session
 from qcompile.samples import Port, Subset
 from tests.planning.tools import graph_of, normal
 
 
 @pytest.fixture(scope="module")
-def session() -> Session:
-    return Session(graph_of("float[N, 4] x", "[n] y = MatMul(x, w)", w=normal(0, 4, 4)))
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    path = tmp_path_factory.mktemp("model") / "net.onnx"
+    ir.save(graph_of("float[N, 4] x", "[n] y = MatMul(x, w)", w=normal(0, 4, 4)), path)
+    return load(path, "ort-cpu", "int8", threads=1, dump_dir=None, progress=Silent())
 
 
 def folder(path: Path, seeds: list[int], names: list[int] | None = None) -> Path:
@@ -35,7 +38,7 @@ def digests(samples: Subset | None) -> list[str]:
 
 
 def split(
-    session: Session,
+    loaded: Loaded,
     calib: Path | None,
     evaluation: Path | None = None,
     progress: Silent | None = None,
@@ -45,14 +48,14 @@ def split(
     return split_data(
         str(calib) if calib else None,
         str(evaluation) if evaluation else None,
-        session,
+        loaded,
         given_recipe,
         progress or Silent(),
     )
 
 
-def test_a_share_is_held_back(session, tmp_path):
-    done = split(session, folder(tmp_path / "a", list(range(20))))
+def test_a_share_is_held_back(loaded, tmp_path):
+    done = split(loaded, folder(tmp_path / "a", list(range(20))))
     used, held = digests(done.calibration), digests(done.evaluation)
     assert (len(used), len(held)) == (16, 4)
     assert not set(used) & set(held)
@@ -62,72 +65,72 @@ def test_a_share_is_held_back(session, tmp_path):
     assert done.facts.evaluation_samples == 4
 
 
-def test_the_split_depends_on_content_not_on_order(session, tmp_path):
-    one = split(session, folder(tmp_path / "a", list(range(12))))
-    other = split(session, folder(tmp_path / "b", list(range(12)), list(range(12))[::-1]))
+def test_the_split_depends_on_content_not_on_order(loaded, tmp_path):
+    one = split(loaded, folder(tmp_path / "a", list(range(12))))
+    other = split(loaded, folder(tmp_path / "b", list(range(12)), list(range(12))[::-1]))
     assert digests(one.calibration) == digests(other.calibration)
     assert digests(one.evaluation) == digests(other.evaluation)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_equal_samples_stay_together(session, tmp_path, share):
+def test_equal_samples_stay_together(loaded, tmp_path, share):
     seeds = [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0, 0]
     recipe = {"calibration": {"holdback": share}}
-    done = split(session, folder(tmp_path / "a", seeds), **recipe)
+    done = split(loaded, folder(tmp_path / "a", seeds), **recipe)
     used, held = set(digests(done.calibration)), set(digests(done.evaluation))
     assert used
     assert not used & held
     assert len(used | held) == 5
 
 
-def test_a_share_of_nothing_holds_nothing_back(session, tmp_path):
-    done = split(session, folder(tmp_path / "a", list(range(8))), calibration={"holdback": 0})
+def test_a_share_of_nothing_holds_nothing_back(loaded, tmp_path):
+    done = split(loaded, folder(tmp_path / "a", list(range(8))), calibration={"holdback": 0})
     assert (len(done.calibration), done.evaluation) == (8, None)
 
 
-def test_the_limit_takes_the_same_samples_of_any_order(session, tmp_path):
+def test_the_limit_takes_the_same_samples_of_any_order(loaded, tmp_path):
     calibration = {"calibration": {"samples": 5}}
-    one = split(session, folder(tmp_path / "a", list(range(12))), **calibration)
+    one = split(loaded, folder(tmp_path / "a", list(range(12))), **calibration)
     other = split(
-        session, folder(tmp_path / "b", list(range(12)), [*range(6, 12), *range(6)]), **calibration
+        loaded, folder(tmp_path / "b", list(range(12)), [*range(6, 12), *range(6)]), **calibration
     )
     assert len(digests(one.calibration)) == 5
     assert digests(one.calibration) == digests(other.calibration)
     progress = Silent()
-    split(session, tmp_path / "a", progress=progress, calibration={"samples": 99})
+    split(loaded, tmp_path / "a", progress=progress, calibration={"samples": 99})
     assert any("--calib-samples 99: there are only 10" in n for n in progress.notices)
 
 
-def test_evaluation_samples_that_calibration_saw_are_left_out(session, tmp_path):
+def test_evaluation_samples_that_calibration_saw_are_left_out(loaded, tmp_path):
     calib = folder(tmp_path / "a", list(range(6)))
     progress = Silent()
-    done = split(session, calib, folder(tmp_path / "b", [4, 5, 6, 7]), progress)
+    done = split(loaded, calib, folder(tmp_path / "b", [4, 5, 6, 7]), progress)
     assert len(digests(done.calibration)) == 6, "nothing is held back beside --eval"
     assert len(digests(done.evaluation)) == 2
     assert not done.facts.held_back
     assert any("2 evaluation samples are calibration samples too" in n for n in progress.notices)
     progress = Silent()
-    nothing = split(session, calib, folder(tmp_path / "c", [1, 2]), progress)
+    nothing = split(loaded, calib, folder(tmp_path / "c", [1, 2]), progress)
     assert nothing.evaluation is None
     assert any("no samples to compare on" in n for n in progress.notices)
 
 
-def test_static_int8_never_invents_data(session, tmp_path):
+def test_static_int8_never_invents_data(loaded, tmp_path):
     with pytest.raises(DataError, match=r"static int8 needs calibration data.*--dynamic"):
-        split(session, None)
+        split(loaded, None)
     progress = Silent()
-    done = split(session, None, progress=progress, scheme="int8-dynamic")
+    done = split(loaded, None, progress=progress, scheme="int8-dynamic")
     assert done.calibration is None
     assert done.evaluation is None
     assert any("no samples to compare on" in n for n in progress.notices)
-    only = split(session, None, folder(tmp_path / "e", [1, 2]), scheme="int8-dynamic")
+    only = split(loaded, None, folder(tmp_path / "e", [1, 2]), scheme="int8-dynamic")
     assert only.calibration is None
     assert len(digests(only.evaluation)) == 2
 
 
-def test_one_sample_cannot_be_split(session, tmp_path):
+def test_one_sample_cannot_be_split(loaded, tmp_path):
     progress = Silent()
-    done = split(session, folder(tmp_path / "a", [3]), progress=progress)
+    done = split(loaded, folder(tmp_path / "a", [3]), progress=progress)
     assert len(digests(done.calibration)) == 1
     assert done.evaluation is None
     assert any("no samples to compare on" in n for n in progress.notices)

@@ -50,13 +50,24 @@ def test_no_file_and_no_options_are_the_defaults():
     [
         ("shceme = 'int8'", "shceme: Extra inputs are not permitted"),
         ("[calibration]\nmethods = 'mse'", "calibration.methods: Extra inputs"),
-        ("scheme = 'int4'", "scheme: Input should be 'int8' or 'int8-dynamic'"),
+        ("scheme = 'int4'", "scheme: Input should be 'int8', 'int8-dynamic' or 'weight-only'"),
         ("cpu = 'pentium'", "cpu: Input should be"),
         ("exclude = 3", "exclude: Input should be"),
         ("exclude = [3]", "exclude.0: Input should be a valid string"),
         ("[calibration]\nsamples = 0", "calibration.samples: Input should be greater"),
         ("[calibration]\npercentile = 101", "calibration.percentile: Input should be less"),
         ("[calibration]\nholdback = 1.0", "calibration.holdback: Input should be less than 1"),
+        ("[preprocess]\nresize = 0", "preprocess.resize: Value error, a side must be 1 or more"),
+        ("[preprocess]\ncrop = [4, -3]", "preprocess.crop: Value error, a side must be 1 or more"),
+        (
+            "[preprocess]\nmean = [1, 2]",
+            "preprocess.mean: Value error, must have 1 or 3 numbers, not 2",
+        ),
+        (
+            "[preprocess]\nchannels = 'gray'\nstd = [1, 2, 3]",
+            "preprocess.std: Value error, must have 1 number, not 3",
+        ),
+        ("[preprocess]\nstd = [1, 0, 1]", "preprocess.std: Value error, must not be 0"),
         ("[gates]\nmin_agreement = 97", "gates.min_agreement: Input should be less"),
         ("[gates]\nmax_drop = nan", "gates.max_drop: Input should be"),
         ("jobs = 0", "jobs: Input should be greater"),
@@ -76,7 +87,7 @@ def test_a_wrong_recipe_is_one_line_that_names_the_key(text, message, tmp_path):
 
 
 def test_wrong_options_and_files(tmp_path):
-    with pytest.raises(RecipeError, match=r"^calibration.method: Input should be"):
+    with pytest.raises(RecipeError, match=r"^--calib-method: Input should be"):
         recipe_from({"calibration": {"method": "magic"}})
     with pytest.raises(RecipeError, match=r"absent.toml"):
         recipe_from({}, tmp_path / "absent.toml")

@@ -45,10 +45,7 @@ def read_picture(path: Path, preprocess: Preprocess, port: Port, progress: Progr
 
     try:
         with Image.open(path, formats=_FORMATS) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise DataError(f"{path}: {picture.width}x{picture.height} pixels are too many")
-            if picture.mode in _DEEP_MODES:
-                raise DataError(f"{path}: more than 8 bits a channel; convert it first")
+            _check_readable(picture, path)
             if picture.has_transparency_data:
                 progress.notice("pictures have an alpha channel: it is dropped")
             ImageOps.exif_transpose(picture, in_place=True)
@@ -94,6 +91,13 @@ def labels_beside(folder: Path) -> dict[Path, int]:
             raise DataError(f"{path}: line {number} names {line[0]!r}, which is not there")
         labels[named] = int(line[1])
     return labels
+
+
+def _check_readable(picture: "Image", path: Path) -> None:
+    if picture.width * picture.height > MOST_PIXELS:
+        raise DataError(f"{path}: {picture.width}x{picture.height} pixels are too many")
+    if picture.mode in _DEEP_MODES:
+        raise DataError(f"{path}: more than 8 bits a channel; convert it first")
 
 
 def _pixels(picture: "Image", preprocess: Preprocess, path: Path) -> npt.NDArray[np.uint8]:

@@ -149,7 +149,7 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
         nbytes *= dimension
     if any(dimension < 0 for dimension in shape) or nbytes > size - file.tell():
         raise DataError(f"{where}: claims {nbytes} bytes of data, the file is shorter")
-    return shape, fortran, dtype, nbytes
+    return tuple(map(int, shape)), fortran, dtype, nbytes  # True is an int to numpy's check
 
 
 def _read_array(file: IO[bytes], size: int, where: str) -> Array:

@@ -27,6 +27,13 @@ BROKEN_PIPE = 141
 TERMINATED = 143
 
 
+class Terminated(BaseException):
+    """Passes through as an interrupt does: the blocks that clean up run, no handler stops it.
+
+    No SystemExit, for that of a user's own function is an error of the function.
+    """
+
+
 def exit_code(command: Callable[[], None], *, debug: bool) -> int:
     """Run a command and return its exit code; errors are printed, one line each."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -42,6 +49,8 @@ def exit_code(command: Callable[[], None], *, debug: bool) -> int:
     except KeyboardInterrupt:
         _say("interrupted; finished statistics are kept")
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
     except Exception as error:  # noqa: BLE001 (nothing may end in a traceback)
         code = _failed(error, debug=debug)
         try:
@@ -99,5 +108,4 @@ def _drop(descriptor: int) -> None:
 
 
 def _terminate(_number: int, _frame: object) -> None:
-    # Passes through as an interrupt does: the blocks that clean up run, no handler stops it.
-    raise SystemExit(TERMINATED)
+    raise Terminated

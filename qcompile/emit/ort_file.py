@@ -28,7 +28,8 @@ def write_engine(model: ir.Model, path: Path) -> None:
         if weight_bytes(model) > EXTERNAL_BYTES:
             ir.save(model, path, external_data=DATA)
         else:
-            ir.save(model, path)
+            # small ones hold all weights themselves, also those still shared with their source
+            ir.save(ir.external_data.load_to_model(model), path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -7,17 +7,18 @@ x. Section 3.2's clipping then narrows each group's range where that lowers the 
 output; here the error is taken over the group's own columns, from their block of the Hessian.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.numerics.gptq import output_error_on
 from qcompile.numerics.groups import (
     Codes,
     Floats,
+    SolvedWeight,
     WeightFormat,
     group_parameters,
-    round_nearest,
     round_to,
 )
 
@@ -35,11 +36,16 @@ _SPAN = 1e4
 """Scales stay within this factor of their middle."""
 
 
+Rounding = Callable[[Floats, npt.NDArray[np.float32]], SolvedWeight]
+"""Rounds a scaled weight ``(R, K)``; its second argument is the scale ``(K,)``."""
+
+
 def input_scale(
     weights: Sequence[Floats],
     rows: Floats,
     magnitude: Floats,
-    format: WeightFormat,  # noqa: A002 - the word of SolvedWeight
+    rounding: Rounding,
+    steps: int = STEPS,
 ) -> npt.NDArray[np.float32] | None:
     """Search the scale of the input columns that layers with the same input share.
 
@@ -47,34 +53,36 @@ def input_scale(
         weights: One ``(R, K)`` for each layer.
         rows: ``(n, K)``, inputs of the layers.
         magnitude: ``(K,)``, mean magnitude of each input column over all samples.
-        format: What the scaled weights are rounded to.
+        rounding: How the scaled weights will be rounded: to the nearest codes, or by GPTQ.
+        steps: Exponents that are tried, evenly spaced between 0 and 1.
 
     Returns:
         float32 ``(K,)``, or None where no scale lowers the error on ``rows``.
     """
     parts = [_spread(weight).astype(np.float64) for weight in weights]
-    inputs = np.asarray(rows, np.float64)
-    power = np.mean(np.square(inputs), axis=0)
-    best, found = _error(parts, inputs, np.ones(len(power)), power, format), None
-    for step in range(1, STEPS):
-        scale = _scale(magnitude, step / STEPS)
-        error = _error(parts, inputs, scale.astype(np.float64), power, format)
-        if error < best:
-            best, found = error, scale
+    found, least = None, np.inf
+    for step in range(steps):
+        scale = _scale(magnitude, step / steps)
+        moved = (rounding(part * scale, scale).stored() / scale - part for part in parts)
+        error = sum(output_error_on(difference, rows) for difference in moved)
+        if error < least:
+            least, found = error, scale if step else None
     return found
 
 
 def clipped_parameters(
     weights: Floats,
     hessian: Floats,
-    format: WeightFormat,  # noqa: A002
+    scale: Floats,
+    format: WeightFormat,  # noqa: A002 - the word of SolvedWeight
 ) -> tuple[Floats, Codes]:
     """Return scales and zero points ``(R, G)``, each range narrowed to the least output error.
 
     Args:
-        weights: ``(R, K)``.
+        weights: ``(R, K)``, scaled.
         hessian: ``(K, K)``, ``X^T X`` of the layer's inputs up to a factor. Only the blocks of the
             groups on its diagonal are read.
+        scale: ``(K,)``, what inputs are divided by.
         format: The format.
     """
     columns = weights.shape[1]
@@ -83,19 +91,19 @@ def clipped_parameters(
     for group in range(scales.shape[1]):
         part = slice(group * size, min((group + 1) * size, columns))
         values = np.ascontiguousarray(weights[:, part], np.float64)
-        block = np.asarray(hessian[part, part], np.float64)
+        block = hessian[part, part] / scale[part] / scale[part, None]
         alone = WeightFormat(format.bits, 0, format.symmetric, format.scale_type)
         whole, zero = scales[:, [group]], zeros[:, [group]]
         best = np.full(len(values), np.inf)
         for share in np.linspace(1, NARROWEST, _CLIPS):
-            scale = (whole * share).astype(format.scale_type)
-            scale = np.where(scale == 0, whole, scale)
-            codes = round_to(values, alone, scale, zero)
-            moved = values - scale.astype(np.float64) * (codes.astype(np.float64) - zero)
+            step = (whole * share).astype(format.scale_type)
+            step = np.where(step == 0, whole, step)
+            codes = round_to(values, alone, step, zero)
+            moved = values - step.astype(np.float64) * (codes.astype(np.float64) - zero)
             error = np.einsum("rk,rk->r", moved @ block, moved)
             better = error < best
             best[better] = error[better]
-            scales[better, group] = scale[better, 0]
+            scales[better, group] = step[better, 0]
     return scales, zeros
 
 
@@ -108,24 +116,6 @@ def _scale(magnitude: Floats, exponent: float) -> npt.NDArray[np.float32]:
     scale = scale / np.sqrt(scale.max() * scale.min())
     clipped: npt.NDArray[np.float32] = np.clip(scale, 1 / _SPAN, _SPAN).astype(np.float32)
     return clipped
-
-
-def _error(
-    weights: Sequence[Floats],
-    rows: Floats,
-    scale: Floats,
-    power: Floats,
-    format: WeightFormat,  # noqa: A002
-) -> float:
-    """Return the squared error at the outputs of layers whose scaled weights are rounded."""
-    total = 0.0
-    for weight in weights:
-        rounded = round_nearest(
-            weight * scale, format, search=True, importance=power / np.square(scale)
-        )
-        moved = rounded.stored() / scale - weight
-        total += float(np.square(moved @ rows.T).sum())
-    return total
 
 
 def _spread(weight: Floats) -> Floats:

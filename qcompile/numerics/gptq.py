@@ -12,7 +12,7 @@ its size, halves of it for moments, and one of the weights' size, all float64.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +104,16 @@ class InverseHessian:
     importance: Wide
     damping: float
     device: Device
+
+    def scaled(self, scale: Floats) -> "InverseHessian":
+        """Return it for inputs that are divided by ``scale`` ``(K,)``, rounded in the same order.
+
+        With ``H' = S^-1 H S^-1``, ``U S`` is upper triangular and ``(U S)^T (U S) = H'^-1``.
+        """
+        columns = self.device.load(scale[self.order])
+        return replace(
+            self, upper=self.upper * columns, importance=self.importance / np.square(scale)
+        )
 
 
 def prepare(
@@ -365,7 +375,7 @@ def _invert(matrix: Matrix, device: Device) -> bool:
 
 def _multiply(matrix: Matrix, triangle: Matrix, *, upper: bool) -> None:
     """Multiply a matrix by a triangular one from the right, in place: half of a full product."""
-    if len(triangle) <= MUL:
+    if len(triangle) <= 4 * BLOCK:
         matrix[:] = matrix @ triangle
         return
     half = len(triangle) // 2
@@ -382,6 +392,4 @@ def _multiply(matrix: Matrix, triangle: Matrix, *, upper: bool) -> None:
 
 def _restored(codes: Codes, order: npt.NDArray[np.int64]) -> Codes:
     """Put columns back to their places."""
-    restored = np.empty_like(codes)
-    restored[:, order] = codes
-    return restored
+    return np.take(codes, np.argsort(order), axis=1)

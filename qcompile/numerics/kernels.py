@@ -67,8 +67,6 @@ def find_grids(
                 scales[row, group] = unit
             if unit == 0.0 or not math.isfinite(unit):
                 continue
-            weight = importance[start:end]
-            peak = np.argmax(np.abs(values))
             best = math.inf
             for step in steps:
                 scale = _representable(unit * step, search.digits, search.least)
@@ -77,11 +75,7 @@ def find_grids(
                     zero = int(min(max(np.rint(-low * step * high / scale), 0.0), float(high)))
                 error = 0.0
                 if len(steps) > 1:
-                    error = _error(
-                        values[peak : peak + 1], weight[peak : peak + 1], scale, zero, high
-                    )
-                    if error < best:  # else narrower than the largest value alone allows
-                        error = _error(values, weight, scale, zero, high)
+                    error = _error(values, importance[start:end], scale, zero, high)
                 if error < best:
                     best = error
                     scales[row, group], zeros[row, group] = scale, zero

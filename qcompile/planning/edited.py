@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import PlanError
-from qcompile.plan import Plan, TensorPlan
+from qcompile.plan import CODE_RANGE, Plan, TensorPlan
 from qcompile.planning.forms import channel_axis
+from qcompile.planning.tensors import bias_plan, input_name, values_of
+from qcompile.progress import Progress
 from qcompile.targets.target import OperatorRule, Target, Types
 
 SMALLEST = np.finfo(np.float32).tiny
@@ -40,6 +42,50 @@ def check_grids(plan: Plan, model: ir.Model, target: Target, cpu: str) -> None:
         problem = problem or _bad_form(value, tensor, readers, target.types[cpu])
         if problem:
             raise PlanError(f"--plan: tensor {name}: {problem}")
+
+
+def with_bias_scales(plan: Plan, model: ir.Model, target: Target, progress: Progress) -> Plan:
+    """Return the plan with each bias on the grid that its kernel adds it on.
+
+    Who edits the scale of an activation or weight need not work out those of the biases behind it.
+
+    Args:
+        plan: Checked by ``check_grids``.
+        model: The lowered graph.
+        target: Has the operator rules.
+        progress: Hears of biases whose scale changes.
+
+    Raises:
+        PlanError: A bias does not fit into int32 codes of its new scale.
+    """
+    rules = target.rules(plan.scheme)
+    derived: dict[str, TensorPlan] = {}
+    for name, tensor in plan.tensors.items():
+        if tensor.kind != "bias":
+            continue
+        for node, index, rule in _int8_readers(model.graph.initializers[name], plan, rules):
+            data, weight = (plan.tensors.get(input_name(node, i)) for i in (0, rule.weight or 1))
+            if index != rule.bias or data is None or weight is None:
+                continue
+            wanted = bias_plan(data, weight)
+            if not np.array_equal(wanted.scales(), tensor.scales()):
+                _check_fits(model, name, wanted)
+                derived[name] = wanted
+    if derived:
+        names = ", ".join([*list(derived)[:3], *(["..."] if len(derived) > 3 else [])])
+        progress.notice(
+            f"--plan: scale of bias set to that of input times weight, as kernels demand: {names}"
+        )
+    return plan.model_copy(update={"tensors": {**plan.tensors, **derived}})
+
+
+def _check_fits(model: ir.Model, name: str, tensor: TensorPlan) -> None:
+    codes = np.abs(values_of(model, name).astype(np.float64)) / tensor.scales()
+    if codes.max(initial=0.0) > CODE_RANGE["int32"][1]:
+        raise PlanError(
+            f"--plan: tensor {name}: the scales of input and weight are too small for int32 codes "
+            "of this bias"
+        )
 
 
 def _int8_readers(value: ir.Value, plan: Plan, rules: Rules) -> Iterator[Reader]:

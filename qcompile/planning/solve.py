@@ -11,17 +11,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.numerics.awq import clipped_parameters, input_scale
-from qcompile.numerics.gptq import HessianSum, InverseHessian, prepare, solve_prepared
-from qcompile.numerics.groups import (
-    Codes,
-    Floats,
-    SolvedWeight,
-    WeightFormat,
-    group_parameters,
-    round_nearest,
-    round_to,
+from qcompile.numerics.awq import Rounding, clipped_parameters, input_scale
+from qcompile.numerics.gptq import (
+    HessianSum,
+    InverseHessian,
+    output_error_on,
+    prepare,
+    solve_prepared,
 )
+from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest, round_to
 from qcompile.numerics.patches import spread
 from qcompile.plan import Algorithm
 from qcompile.recipe import Weights
@@ -35,7 +33,8 @@ JUDGES = 6
 JUDGING = 1024
 """Rows that judge."""
 
-_CHANNELS = 1024
+STEPS_OF_SWEEPS = 5
+"""Exponents of AWQ's scale that are tried with GPTQ."""
 
 
 class LayerInputs:
@@ -114,77 +113,91 @@ def solve_layers(
 
     Args:
         weights: One ``(R, K)`` for each layer, any floating type.
-        inputs: What the layers read; its Hessian is used up.
+        inputs: What the layers read.
         options: Format and algorithm.
         scale_type: float32 or float16.
 
     Returns:
         One outcome for each weight, and the damping that the Hessian took (0 without GPTQ).
     """
-    form = WeightFormat(options.bits, options.group_size, not options.asymmetric, scale_type)
+    form = _format(options, scale_type)
     searched, judging = inputs.rows()
-    powers = [_power(weight, judging) for weight in weights]
-    wanted = _algorithms(options)
-    plain = _Solver(form, options, None, inputs.hessian.matrix(), judging)
-    families = [[plain.family(weight, wanted) for weight in weights]]
-    damping = plain.damping
-    del plain  # an inverse is as large as the Hessian
-    if wanted & {"awq", "awq+gptq"}:
-        scale = input_scale(weights, searched, inputs.magnitude(), form)
-        scaled = _Solver(form, options, scale, inputs.hessian.matrix(), judging, awq=True)
-        families.append([scaled.family(weight, wanted) for weight in weights])
-        damping = max(damping, scaled.damping)
-    chosen = _choose(families)
-    outcomes = []
-    for index, (candidate, power) in enumerate(zip(chosen, powers, strict=True)):
-        tried = [c for family in families for c in family[index]]
-        errors = {c.algorithm: float(np.sqrt(c.error / power)) if power else 0.0 for c in tried}
-        outcomes.append(Outcome(candidate, errors))
-    return outcomes, damping
+    solver = _Solver(form, options, inputs.hessian.matrix(), searched, inputs.magnitude())
+    judge = _Judge(weights, judging)
+    families = [
+        judge.candidates([(name, solver.solve(weights, name)) for name in names])
+        for names in _families(options)
+    ]
+    totals = [sum(c.error for c in best) for best in map(_best, families)]
+    chosen = _best(families[int(np.argmin(totals))])
+    tried = [[c for family in families for c in family[i]] for i in range(len(weights))]
+    outcomes = [
+        Outcome(candidate, {c.algorithm: judge.relative(i, c) for c in tried[i]})
+        for i, candidate in enumerate(chosen)
+    ]
+    return outcomes, solver.damping
 
 
 def round_layer(weight: Floats, options: Weights, scale_type: str) -> SolvedWeight:
     """Round one weight ``(R, K)`` without any data."""
-    form = WeightFormat(options.bits, options.group_size, not options.asymmetric, scale_type)
-    return round_nearest(weight, form, search=options.search)
+    return round_nearest(weight, _format(options, scale_type), search=options.search)
 
 
-def _algorithms(options: Weights) -> set[Algorithm]:
-    if options.algorithm == "auto":
-        return {"rtn", "gptq", "awq", "awq+gptq"}
-    return {"rtn", options.algorithm}
+def _format(options: Weights, scale_type: str) -> WeightFormat:
+    return WeightFormat(options.bits, options.group_size, not options.asymmetric, scale_type)
 
 
-def _choose(families: list[list[list[Candidate]]]) -> list[Candidate]:
-    """Return one candidate for each weight.
+def _families(options: Weights) -> list[tuple[Algorithm, ...]]:
+    """Return the algorithms to try; those of one family leave the inputs in one basis."""
+    asked = options.algorithm
+    unscaled: tuple[Algorithm, ...] = ("rtn", "gptq") if asked in ("auto", "gptq") else ("rtn",)
+    scaled: tuple[Algorithm, ...] = ("awq", "awq+gptq")
+    return [unscaled, *((name,) for name in scaled if asked in ("auto", name))]
 
-    Args:
-        families: For each input scale, for each weight, its candidates.
-    """
-    best = [[min(found, key=lambda c: c.error) for found in family] for family in families]
-    totals = [sum(c.error for c in family) for family in best]
-    return best[int(np.argmin(totals))]
+
+def _best(family: list[list[Candidate]]) -> list[Candidate]:
+    """Return the candidate with the least error of each weight."""
+    return [min(found, key=lambda c: c.error) for found in family]
+
+
+class _Judge:
+    """Measures solved weights at their outputs."""
+
+    def __init__(self, weights: Sequence[Floats], rows: Floats) -> None:
+        self.weights, self.rows = weights, rows
+        self.power = [output_error_on(weight, rows) for weight in weights]
+
+    def candidates(
+        self, solved: Sequence[tuple[Algorithm, Sequence[SolvedWeight]]]
+    ) -> list[list[Candidate]]:
+        """Return the candidates of each weight."""
+        return [
+            [
+                Candidate(name, found[i], output_error_on(weight - found[i].values(), self.rows))
+                for name, found in solved
+            ]
+            for i, weight in enumerate(self.weights)
+        ]
+
+    def relative(self, index: int, candidate: Candidate) -> float:
+        """Return the relative L2 error of a candidate of one weight."""
+        power = self.power[index]
+        return float(np.sqrt(candidate.error / power)) if power else 0.0
 
 
 class _Solver:
-    """Solves weights whose inputs are divided by one scale."""
+    """Solves weights with one input by any algorithm."""
 
     def __init__(
         self,
         form: WeightFormat,
         options: Weights,
-        scale: npt.NDArray[np.float32] | None,
         hessian: npt.NDArray[np.float64],
-        judging: Floats,
-        *,
-        awq: bool = False,
+        rows: Floats,
+        magnitude: Floats,
     ) -> None:
-        """Begin; a scale is divided out of the Hessian in place, for it may be a gigabyte."""
-        self.form, self.options, self.scale, self.judging = form, options, scale, judging
-        self.awq, self.hessian = awq, hessian
-        if scale is not None:
-            hessian /= scale
-            hessian /= scale[:, None]
+        self.form, self.options, self.hessian = form, options, hessian
+        self.rows, self.magnitude = rows, magnitude
         self._inverse: InverseHessian | None = None
 
     @property
@@ -192,55 +205,63 @@ class _Solver:
         """What the Hessian took to be inverted, 0 where it was not."""
         return self._inverse.damping if self._inverse else 0.0
 
-    def family(self, weight: Floats, wanted: set[Algorithm]) -> list[Candidate]:
-        """Return the candidates of one weight; those of AWQ where this is its input scale.
+    def solve(self, weights: Sequence[Floats], algorithm: Algorithm) -> list[SolvedWeight]:
+        """Return the weights ``(R, K)`` as one algorithm rounds them."""
+        if algorithm == "rtn":
+            return [round_nearest(w, self.form, search=self.options.search) for w in weights]
+        if algorithm == "gptq":
+            return [self._swept(np.asarray(w, np.float64), self.inverse) for w in weights]
+        if algorithm == "awq":
+            scale = input_scale(weights, self.rows, self.magnitude, self._nearest)
+            return [self._scaled(w, scale, self._clipped) for w in weights]
+        scale = input_scale(
+            weights,
+            self.rows,
+            self.magnitude,
+            lambda w, s: self._swept(w, self.inverse.scaled(s)),
+            STEPS_OF_SWEEPS,
+        )
+        inverse = self.inverse if scale is None else self.inverse.scaled(scale)
+        return [self._scaled(w, scale, lambda x, _: self._swept(x, inverse)) for w in weights]
 
-        Args:
-            weight: ``(R, K)``.
-            wanted: Algorithms.
-        """
-        wide = np.asarray(weight, np.float64)
-        scaled = wide if self.scale is None else wide * self.scale
-        found: list[Candidate] = []
-        rounded: Algorithm = "awq" if self.awq else "rtn"
-        swept: Algorithm = "awq+gptq" if self.awq else "gptq"
-        grids = self._grids(scaled)
-        if rounded in wanted:
-            codes = round_to(scaled, self.form, *grids)
-            found.append(self._judged(rounded, SolvedWeight(self.form, codes, *grids), wide))
-        if swept in wanted:
-            self._inverse = self._inverse or prepare(
-                self.hessian, damping=self.options.damping, act_order=self.options.act_order
+    @property
+    def inverse(self) -> InverseHessian:
+        """The inverse Hessian, made when it is first needed."""
+        if self._inverse is None:
+            options = self.options
+            self._inverse = prepare(
+                self.hessian, damping=options.damping, act_order=options.act_order
             )
-            solved = solve_prepared(
-                scaled,
-                self._inverse,
-                self.form,
-                static_groups=self.options.static_groups,
-                search=self.options.search,
-            )
-            found.append(self._judged(swept, solved, wide))
-        return found
+        return self._inverse
 
-    def _grids(self, weight: Floats) -> tuple[Floats, Codes]:
-        """Return scales and zero points: clipped for AWQ, by least squared error if asked for."""
-        if self.awq and self.options.search:
-            return clipped_parameters(weight, self.hessian, self.form)
-        return group_parameters(weight, self.form, search=self.options.search)
+    def _scaled(
+        self, weight: Floats, scale: npt.NDArray[np.float32] | None, rounding: Rounding
+    ) -> SolvedWeight:
+        """Return a weight rounded in the basis of an input scale."""
+        basis = np.ones(weight.shape[1], np.float32) if scale is None else scale
+        return replace(
+            rounding(np.multiply(weight, basis, dtype=np.float64), basis), input_scale=scale
+        )
 
-    def _judged(self, algorithm: Algorithm, solved: SolvedWeight, weight: Floats) -> Candidate:
-        """Return a candidate with its squared error at the output."""
-        solved = replace(solved, input_scale=self.scale)
-        return Candidate(algorithm, solved, _power(weight - solved.values(), self.judging))
+    def _nearest(self, weight: Floats, scale: Floats) -> SolvedWeight:
+        power = np.diag(self.hessian) / np.square(scale)
+        return round_nearest(weight, self.form, search=self.options.search, importance=power)
 
+    def _clipped(self, weight: Floats, scale: Floats) -> SolvedWeight:
+        if not self.options.search:
+            return round_nearest(weight, self.form)
+        grids = clipped_parameters(weight, self.hessian, scale, self.form)
+        return SolvedWeight(self.form, round_to(weight, self.form, *grids), *grids)
 
-def _power(weight: Floats, rows: Floats) -> float:
-    """Return ``|rows @ weight.T|^2``, a part of the rows at a time."""
-    total = 0.0
-    for start in range(0, len(weight), _CHANNELS):
-        part = np.asarray(weight[start : start + _CHANNELS], np.float32)
-        total += float(np.square(rows @ part.T, dtype=np.float64).sum())
-    return total
+    def _swept(self, weight: Floats, inverse: InverseHessian) -> SolvedWeight:
+        options = self.options
+        return solve_prepared(
+            weight,
+            inverse,
+            self.form,
+            static_groups=options.static_groups,
+            search=options.search,
+        )
 
 
 def _some(rows: Floats, limit: int) -> Floats:

@@ -60,7 +60,8 @@ def plan_tensors(
     for name, owner in selection.biases.items():
         _widen_weight(model, name, nodes[owner], plans)
     for name, owner in selection.biases.items():
-        plans[name] = _bias_plan(nodes[owner], plans)
+        data, weight = (plans[input_name(nodes[owner], i)] for i in (0, 1))
+        plans[name] = bias_plan(data, weight)
     return plans
 
 
@@ -94,30 +95,30 @@ def constant_plan(values: np.ndarray, types: Types) -> TensorPlan:
 
 def _widen_weight(model: ir.Model, bias: str, node: ir.Node, plans: dict[str, TensorPlan]) -> None:
     """Let the scale of tiny weights behind a large bias grow until the bias fits into its codes."""
-    data, weight = (plans[_input_name(node, i)] for i in (0, 1))
+    data, weight = (plans[input_name(node, i)] for i in (0, 1))
     values = np.abs(values_of(model, bias).astype(np.float64)).reshape(-1)
     needed = np.broadcast_to(values, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
     scales = np.maximum(weight.scale, needed).astype(np.float32)
     if not np.array_equal(scales, np.asarray(weight.scale, np.float32)):
         wider = weight.model_copy(update={"scale": [float(s) for s in scales]})
-        plans[_input_name(node, 1)] = wider
+        plans[input_name(node, 1)] = wider
 
 
-def _bias_plan(node: ir.Node, plans: dict[str, TensorPlan]) -> TensorPlan:
+def bias_plan(data: TensorPlan, weight: TensorPlan) -> TensorPlan:
     """Return the bias grid: scale of the input times scale of the weight, as the kernels demand."""
-    data, weight = (plans[_input_name(node, i)] for i in (0, 1))
     product = np.float32(data.scale[0]) * np.asarray(weight.scale, np.float32)
     return TensorPlan(
         kind="bias",
         type="int32",
-        axis=0,
+        axis=None if weight.axis is None else 0,
         scale=[float(s) for s in product],
         zero_point=[0] * len(product),
         method="fixed",
     )
 
 
-def _input_name(node: ir.Node, index: int) -> str:
+def input_name(node: ir.Node, index: int) -> str:
+    """Return the name of a node's input, empty where it has none."""
     value = node.inputs[index]
     return (value.name or "") if value is not None else ""
 

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.report import text
+from qcompile.report.console_weights import weight_lines
+from qcompile.report.grid import lines, table
 from qcompile.report.schema import (
     ComparisonSection,
     FloatNode,
@@ -19,6 +21,7 @@ from qcompile.report.schema import (
     PlanSummary,
     Report,
     Score,
+    Speed,
 )
 from qcompile.report.wrapped import Wrapped
 
@@ -46,6 +49,7 @@ def render(report: Report) -> RenderableType:
             ("kernels", _kernels(report)),
             ("accuracy", comparison_lines(report.engine, report.simulated, seen=False)),
             ("worst", _layers(report.layers)),
+            ("weights", weight_lines(report.weights)),
             ("speed", _speed(report)),
             ("size", _size(report)),
             ("gates", _gates(report.gates)),
@@ -63,25 +67,6 @@ def paragraphs(content: Iterable[Paragraph]) -> RenderableType:
     for label, body in content:
         if body is not None:
             grid.add_row(label, body)
-    return grid
-
-
-def lines(*content: str) -> RenderableType | None:
-    """Return one paragraph of text under another; None without any."""
-    rows = [Wrapped(line) for line in content if line]
-    return Group(*rows) if rows else None
-
-
-def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], left: int) -> Table:
-    """Return a table whose last ``left`` columns are text and whose others are numbers."""
-    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for index, name in enumerate(header):
-        is_text = index >= len(header) - left
-        grid.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
-    for row in rows:
-        numbers, texts = row[: len(row) - left], row[len(row) - left :]
-        cells = (cell.replace(text.KEEP, " ") for cell in numbers)
-        grid.add_row(*cells, *(Wrapped(cell) for cell in texts))
     return grid
 
 
@@ -320,12 +305,19 @@ def _speed(report: Report) -> RenderableType | None:
     speed = report.speed
     if speed is None:
         return None
+    prefill = report.prefill
     return lines(
-        f"float {text.milliseconds(speed.float_ms)}, engine "
-        f"{text.milliseconds(speed.engine_ms)}: {text.times(speed.ratio)} as fast "
-        f"{text.interval(speed.interval)}",
+        ("one token: " if prefill else "") + _pace(speed),
+        "prefill: " + _pace(prefill) if prefill else "",
         f"{text.counted(speed.threads, 'thread')}, "
         f"{text.counted(speed.pairs, 'pair')} of runs in turn",
+    )
+
+
+def _pace(speed: Speed) -> str:
+    return (
+        f"float {text.milliseconds(speed.float_ms)}, engine {text.milliseconds(speed.engine_ms)}: "
+        f"{text.times(speed.ratio)} as fast {text.interval(speed.interval)}"
     )
 
 

@@ -8,13 +8,12 @@ from qcompile.report import text
 from qcompile.report.console import (
     comparison_lines,
     float_table,
-    lines,
     model_line,
     notice_lines,
     paragraphs,
     plan_lines,
-    table,
 )
+from qcompile.report.grid import lines, table
 from qcompile.report.results import (
     BenchReport,
     CalibrationReport,

@@ -343,6 +343,8 @@ class Report(Section):
             runtime's optimizations off, so that a difference of kernels is seen.
         layers: Errors of the quantized tensors, worst first.
         weights: Weights in few bits, in graph order.
+        speed: Of one run on a sample; with weights in few bits a language model's run on one token.
+        prefill: Such a model's run on a whole sample.
         notices: What was skipped, clipped or guessed, and warnings.
         seconds: Stage to time.
     """
@@ -362,6 +364,7 @@ class Report(Section):
     layers: tuple[LayerRow, ...] = ()
     weights: tuple[WeightRow, ...] = ()
     speed: Speed | None = None
+    prefill: Speed | None = None
     gates: tuple[Gate, ...] = ()
     notices: tuple[str, ...] = ()
     seconds: dict[str, float] = {}

@@ -68,6 +68,25 @@ def completed(feeds: Mapping[str, Array], inputs: Sequence[Port]) -> dict[str, A
     return {**feeds, **{name: array for name, array in made.items() if array is not None}}
 
 
+def first_token(feeds: Mapping[str, Array], inputs: Sequence[Port]) -> dict[str, Array] | None:
+    """Return the feeds of a run with the first token alone: what a step of generation computes.
+
+    Args:
+        feeds: Of a prefill.
+        inputs: The model's inputs.
+
+    Returns:
+        None where the model reads no tokens, fixes their number, or needs what does not follow.
+    """
+    port = tokens_input(inputs)
+    if port is None or port.name not in feeds or feeds[port.name].ndim != 2:
+        return None
+    if port.shape and isinstance(port.shape[1], int):
+        return None
+    made = completed({port.name: feeds[port.name][:, :1]}, inputs)
+    return made if made.keys() == {port.name for port in inputs} else None
+
+
 def _derived(port: Port, batch: int, length: int) -> Array | None:
     """Return the input's array in a prefill, or None where its name says nothing or shape forbids.
 

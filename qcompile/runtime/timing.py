@@ -26,7 +26,7 @@ MIN_PAIRS = 10
 MAX_PAIRS = 2000
 
 SETTLED = 0.005
-"""Half the width of the ratio's interval, as a share of the ratio, that ends a measurement early."""
+"""Half width of the ratio's interval, as a share of the ratio, that ends a measurement early."""
 
 _SETTLED_PAIRS = 50
 """The width is looked at each time that so many more pairs are there."""

@@ -3,6 +3,7 @@
 Specification: onnx/onnx docs/IR.md and docs/ExternalData.md.
 """
 
+import stat
 from pathlib import Path
 
 import onnx
@@ -52,10 +53,14 @@ def check_file(path: Path) -> None:
     Raises:
         ModelError: There is nothing, or a folder.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
         raise ModelError(f"{path}: is a folder; name the .onnx file in it")
-    if not path.exists():
-        raise ModelError(f"{path}: no such file")
 
 
 def _read(path: Path) -> onnx.ModelProto:

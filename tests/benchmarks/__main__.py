@@ -1,7 +1,9 @@
 """Runs the benchmarks against the peers and writes docs/benchmarks.md: ``make bench``.
 
-usage: python -m tests.benchmarks [accuracy] [speed] [calibration] [solver] [--models A,B]
-    [--work DIR]
+usage: python -m tests.benchmarks [PART ...] [--models A,B] [--blocks N] [--work DIR]
+
+Parts are accuracy, speed, calibration, solver, weights and large; without any, all but large are
+run: that one takes 35 GB of disk.
 """
 
 import argparse
@@ -11,10 +13,19 @@ import platform
 from pathlib import Path
 
 from tests.assets import ASSETS, ROOT
-from tests.benchmarks import accuracy, calibration, models, solver, speed, suite
+from tests.benchmarks import (
+    accuracy,
+    calibration,
+    large,
+    models,
+    solver,
+    speed,
+    suite,
+    weights,
+)
 from tests.benchmarks.table import Table
 
-PARTS = ("accuracy", "speed", "calibration", "solver")
+PARTS = ("accuracy", "speed", "calibration", "solver", "weights", "large")
 PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
@@ -23,23 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=PARTS)
     parser.add_argument("--models", help="only these, by name, separated by commas")
+    parser.add_argument("--blocks", type=int, default=large.BLOCKS, help="of the large decoder")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
     if not ASSETS.is_dir():
         parser.error(f"no model assets at {ASSETS}: set QCOMPILE_ASSETS")
     work = options.work.resolve()
-    real, shaped = list(suite.GOALS), list(models.SYNTHETIC)
+    real, shaped, texts = list(suite.GOALS), list(models.SYNTHETIC), list(weights.MODELS)
     if options.models:
         chosen = options.models.split(",")
-        real, shaped = ([n for n in names if n in chosen] for names in (real, shaped))
+        real, shaped, texts = ([n for n in g if n in chosen] for g in (real, shaped, texts))
     tables = {
         "accuracy": lambda: accuracy.measure(work, real),
         "speed": lambda: speed.measure(work, [*real, *shaped]),
         "calibration": lambda: calibration.measure(work),
         "solver": solver.measure,
+        "weights": lambda: weights.measure(work / "weights", texts),
+        "large": lambda: large.measure(work / "large", options.blocks),
     }
-    page = ROOT / "docs" / "benchmarks.md" if not options.models else work / "benchmarks.md"
-    _write(page, {part: tables[part]() for part in options.parts or PARTS})
+    whole = not options.models and options.blocks == large.BLOCKS
+    page = (ROOT / "docs" if whole else work) / "benchmarks.md"
+    _write(page, {part: tables[part]() for part in options.parts or PARTS[:-1]})
 
 
 def _write(page: Path, measured: dict[str, Table]) -> None:

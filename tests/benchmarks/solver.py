@@ -1,23 +1,26 @@
-"""GPTQ of one layer: the plain column loop of the usual implementations against ``solve``.
+"""GPTQ of one layer: the plain numpy of the usual implementations against ``qcompile.numerics``.
 
-Same process, same Hessian, same order of columns, same grids; both in float64. The loop is
-algorithm 1 of arXiv:2210.17323 as it is commonly written: the inverse Hessian's Cholesky factor,
-blocks of 128 columns, and in each block one numpy statement after another for each column.
+One process, the same Hessian, order of columns and candidates for the grids; both in float64. Plain
+is algorithm 1 of arXiv:2210.17323 as it is commonly written (the inverse Hessian's Cholesky factor,
+blocks of 128 columns, in each block one numpy statement after another for each column), behind a
+search for the grids that goes through the candidates with one numpy statement after another.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from qcompile.numerics.gptq import DAMPING, HessianSum, output_error, prepare, solve_prepared
 from qcompile.numerics.groups import (
+    Codes,
     Floats,
     SolvedWeight,
     WeightFormat,
     group_parameters,
-    round_to,
+    round_nearest,
 )
 from tests.benchmarks.table import Table
 
@@ -26,6 +29,9 @@ FORMAT = WeightFormat(4, 128)
 ROUNDS = 3
 BLOCK = 128
 
+Grids = tuple[Floats, Codes]
+Found = TypeVar("Found")
+
 
 def measure(sizes: Sequence[int] = SIZES) -> Table:
     """Solve square layers both ways; return the table."""
@@ -33,31 +39,33 @@ def measure(sizes: Sequence[int] = SIZES) -> Table:
         "GPTQ of one layer, 4 bits, groups of 128",
         [
             "layer",
-            "column loop, s",
-            "qcompile, s",
+            "plain: grids, s",
+            "plain: columns, s",
+            "qcompile: grids, s",
+            "qcompile: columns, s",
             "ratio",
-            "error, loop",
+            "error, plain",
             "error, qcompile",
-            "RTN",
+            "error, RTN",
         ],
     )
-    _ours(*_layer(2 * BLOCK))  # compiles the loops
+    small = _layer(2 * BLOCK)
+    _solved(*small, group_parameters(small[0], FORMAT, search=True))  # compiles the loops
     for size in sizes:
         weights, hessian = _layer(size)
-        loop_seconds, looped = _timed(partial(_loop, weights, hessian), 1)
-        seconds, solved = _timed(partial(_ours, weights, hessian), ROUNDS)
-        grids = group_parameters(weights, FORMAT, search=True)
-        plain = SolvedWeight(FORMAT, round_to(weights, FORMAT, *grids), *grids)
+        seconds, found = [], []
+        for search, solve, rounds in ((_plain_grids, _plain, 1), (_grids, _solved, ROUNDS)):
+            searching, grids = _timed(partial(search, weights), rounds)
+            solving, solved = _timed(partial(solve, weights, hessian, grids), rounds)
+            seconds += [searching, solving]
+            found.append(solved)
+        found.append(round_nearest(weights, FORMAT, search=True))
         power = output_error(weights, hessian)
-        errors = [
-            np.sqrt(output_error(weights - found.values(), hessian) / power)
-            for found in (looped, solved, plain)
-        ]
+        errors = [np.sqrt(output_error(weights - w.values(), hessian) / power) for w in found]
         table.add(
             f"{size} x {size}",
-            f"{loop_seconds:.2f}",
-            f"{seconds:.2f}",
-            f"{loop_seconds / seconds:.1f}",
+            *(f"{part:.2f}" for part in seconds),
+            f"{sum(seconds[:2]) / sum(seconds[2:]):.1f}",
             *(f"{error:.5f}" for error in errors),
         )
     return table
@@ -76,26 +84,42 @@ def _layer(size: int) -> tuple[Floats, Floats]:
     return rng.standard_normal((size, size), np.float32), total.matrix()
 
 
-def _timed(work: Callable[[], SolvedWeight], rounds: int) -> tuple[float, SolvedWeight]:
+def _timed(work: Callable[[], Found], rounds: int) -> tuple[float, Found]:
     """Return the shortest time in seconds, and the result."""
-    seconds, found = np.inf, None
+    seconds = np.inf
     for _ in range(rounds):
         start = time.perf_counter()
         found = work()
         seconds = min(seconds, time.perf_counter() - start)
-    assert found is not None
     return seconds, found
 
 
-def _ours(weights: Floats, hessian: Floats) -> SolvedWeight:
-    """Solve, the search for the grids included."""
-    grids = group_parameters(weights, FORMAT, search=True)
+def _grids(weights: Floats) -> Grids:
+    return group_parameters(weights, FORMAT, search=True)
+
+
+def _solved(weights: Floats, hessian: Floats, grids: Grids) -> SolvedWeight:
     return solve_prepared(weights, prepare(hessian), FORMAT, grids=grids)
 
 
-def _loop(weights: Floats, hessian: Floats) -> SolvedWeight:
-    """Solve by the loop; the grids come from the same search."""
-    grids = group_parameters(weights, FORMAT, search=True)
+def _plain_grids(weights: Floats) -> Grids:
+    """Return for each group the grid with the least squared error."""
+    shape = len(weights), -1, FORMAT.group_size
+    groups = weights.astype(np.float64).reshape(shape)
+    peak = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)
+    best, scales = np.full(peak.shape, np.inf), np.ones(peak.shape, np.float32)
+    for share in (-1 / FORMAT.middle, 1 / (FORMAT.middle - 1)):
+        for narrower in 0.96 ** np.arange(40):
+            scale = (peak * share * narrower).astype(np.float32)
+            code = np.clip(np.round(groups / scale), -FORMAT.middle, FORMAT.middle - 1)
+            error = np.square(code * scale - groups).sum(-1, keepdims=True)
+            scales = np.where(error < best, scale, scales)
+            best = np.minimum(error, best)
+    return scales[..., 0], np.full(scales.shape[:2], FORMAT.middle, np.uint8)
+
+
+def _plain(weights: Floats, hessian: Floats, grids: Grids) -> SolvedWeight:
+    """Algorithm 1, columns by falling ``diag(H)``; the grids are given."""
     columns = len(hessian)
     order = np.argsort(-np.diag(hessian), kind="stable")
     damped = hessian[np.ix_(order, order)] + DAMPING * np.diag(hessian).mean() * np.eye(columns)
@@ -103,15 +127,18 @@ def _loop(weights: Floats, hessian: Floats) -> SolvedWeight:
     work = weights[:, order].astype(np.float64)
     group = FORMAT.group_of(columns)[order]
     scales, zeros = (grid.astype(np.float64) for grid in grids)
-    codes = np.empty(work.shape, np.uint8)
+    codes, loss = np.empty(work.shape, np.uint8), 0.0
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         block, errors = work[:, start:end].copy(), np.empty((len(work), end - start))
         for i in range(end - start):
+            column, pivot = block[:, i], factor[start + i, start + i]
             scale, zero = scales[:, group[start + i]], zeros[:, group[start + i]]
-            code = np.clip(np.rint(block[:, i] / scale) + zero, 0, FORMAT.high)
-            error = (block[:, i] - (code - zero) * scale) / factor[start + i, start + i]
-            block[:, i:] -= np.outer(error, factor[start + i, start + i : end])
+            code = np.clip(np.round(column / scale) + zero, 0, FORMAT.high)
+            rounded = scale * (code - zero)
+            loss += float(np.sum((column - rounded) ** 2 / pivot**2)) / 2
+            error = (column - rounded) / pivot
+            block[:, i:] -= error[:, None] @ factor[start + i : start + i + 1, start + i : end]
             errors[:, i], codes[:, order[start + i]] = error, code
         work[:, end:] -= errors @ factor[start:end, end:]
     return SolvedWeight(FORMAT, codes, *grids)

@@ -2,13 +2,16 @@
 
 import gc
 import io
+import struct
+import warnings
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qcompile.calibrate import npz
+from qcompile.calibrate import images, npz, recent
 from qcompile.calibrate.checks import check_samples
 from qcompile.calibrate.npz import read_npy, read_npz
 from qcompile.calibrate.readers import open_samples
@@ -110,6 +113,75 @@ def test_rows_that_depend_on_each_other_are_not_cut(tmp_path):
     assert "other outputs than its rows" in heard.notices[0]
 
 
+def test_a_row_of_the_batch_that_was_tried_whole_has_a_digest_of_its_own(tmp_path):
+    row = reals(1, 3)
+    np.savez(tmp_path / "b.npz", x=np.repeat(row, 6, axis=0))
+    apart = Session(elementwise("Exp(x)"))
+    samples = open_samples(tmp_path, apart.inputs, session=apart)
+    assert {samples.digest(i) for i in range(6)} == {InMemory([{"x": row}]).digest(0)}
+
+
+@pytest.fixture
+def batches(tmp_path):
+    """Samples in four files of five rows, and the files that were read, labels apart."""
+    for number in range(4):
+        np.savez(tmp_path / f"{number}.npz", x=reals(5, 3), label=np.arange(5) + 10 * number)
+    opened, loads, labels = open_samples(tmp_path, X, progress=Silent()), [], []
+
+    def load(path):
+        loads.append(path.name)
+        return opened.load(path)
+
+    def load_label(path):
+        labels.append(path.name)
+        return opened.load_label(path)
+
+    return replace(opened, load=load, load_label=load_label), loads, labels
+
+
+MIXED = [row + 5 * file for row in range(5) for file in range(4)]
+
+
+def test_rows_of_several_files_are_asked_for_in_any_order_and_each_file_is_read_once(batches):
+    samples, loads, labels = batches
+    assert [int(samples.label(i)) for i in MIXED] == [i % 5 + i // 5 * 10 for i in MIXED]
+    assert len({samples[i]["x"].tobytes() for i in MIXED}) == 20
+    names = ["0.npz", "1.npz", "2.npz", "3.npz"]
+    assert (sorted(loads), sorted(labels)) == (names, names)
+    assert not samples.progress.notices
+
+
+def test_what_is_kept_of_files_is_limited_with_a_notice(batches, monkeypatch):
+    monkeypatch.setattr(recent, "KEPT_BYTES", 2 * 5 * 3 * 4)
+    samples, loads, _ = batches
+    for index in range(20):
+        samples[index]
+    assert len(loads) == 4
+    for index in MIXED:
+        samples[index]
+    assert len(loads) > 12
+    assert len(samples.progress.notices) == 1
+    assert "over and over" in samples.progress.notices[0]
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_batch_has_as_many_labels_as_rows(tmp_path, count):
+    np.savez(tmp_path / "b.npz", x=reals(5, 3), label=np.arange(count))
+    samples = open_samples(tmp_path, X)
+    with pytest.raises(DataError, match=f"b.npz: 'label' has {count} rows, the inputs have 5"):
+        samples.label(0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "what"), [("O", "strings"), (np.dtype([("a", "f4")]), "'a'"), ("V2", "V2")]
+)
+def test_inputs_that_no_sample_can_hold_say_how_to_build(tmp_path, dtype, what):
+    np.savez(tmp_path / "a.npz", x=reals(1, 3))
+    port = Port("x", np.dtype(dtype), ("N", 3))
+    with pytest.raises(DataError, match=f"input 'x' takes .*{what}.*build with --dynamic"):
+        open_samples(tmp_path, (port,))
+
+
 def test_lossless_conversions_are_noticed_once(tmp_path):
     for number in range(3):
         np.savez(tmp_path / f"{number}.npz", x=np.ones((1, 3)), n=np.ones(1, np.int32))
@@ -137,7 +209,11 @@ def test_a_callable_is_called_once_and_its_files_go(tmp_path, monkeypatch):
         "    return [{'x': [object()]}]\n"
         "def nothing():\n"
         "    return []\n"
+        "def ends():\n"
+        "    yield {'x': np.zeros((1, 3))}\n"
+        "    raise SystemExit(0)\n"
     )
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     samples = open_samples("feed_me:data", X)
     assert [float(samples[i]["x"][0, 0]) for i in (3, 0, 3)] == [3, 0, 3]
@@ -153,11 +229,14 @@ def test_a_callable_is_called_once_and_its_files_go(tmp_path, monkeypatch):
         "objects": "no array of numbers",
         "nothing": "yields no samples",
         "absent": "cannot be imported",
+        "ends": r"failed \(SystemExit: 0\)",
     }.items():
         with pytest.raises(DataError, match=message):
             open_samples(f"feed_me:{name}", X)
     with pytest.raises(DataError, match="cannot be imported"):
         open_samples("no_such_module_here:data", X)
+    with pytest.raises(DataError, match=r"cannot be imported \(SystemExit: 0\)"):
+        open_samples("ends_at_once:data", X)
 
 
 # --- pictures
@@ -224,6 +303,35 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path, side):
     (tmp_path / "a.bmp").write_bytes(bomb)
     with pytest.raises(DataError, match="pixels"):
         open_samples(tmp_path, PICTURE, Preprocess())[0]
+
+
+def test_a_thin_picture_is_refused_before_it_is_resized(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_PIXELS", 1_000_000)
+    Image.new("L", (1, 100)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: 1x100 pixels; resize makes 224x22400"):
+        open_samples(tmp_path, PICTURE, Preprocess(resize=224))[0]
+
+
+def test_pictures_stand_upright_as_exif_says(tmp_path):
+    upright = Image.new("RGB", (6, 4))
+    upright.paste((250, 0, 0), (0, 0, 6, 2))  # red above
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned back, clockwise
+    turned.save(tmp_path / "a.png", exif=exif)
+    found = open_samples(tmp_path, PICTURE, Preprocess(scale=1))[0]["x"]
+    np.testing.assert_array_equal(found[0, 0], np.repeat([250, 250, 0, 0], 6).reshape(4, 6))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB"])
+def test_alpha_that_is_dropped_is_noticed_once(tmp_path, mode):
+    for name in "ab":
+        Image.new(mode, (6, 4)).save(tmp_path / f"{name}.png")
+    heard = Silent()
+    samples = open_samples(tmp_path, PICTURE, Preprocess(), heard)
+    assert samples[0]["x"].shape == samples[1]["x"].shape
+    dropped = [] if mode == "RGB" else ["pictures have an alpha channel: it is dropped"]
+    assert heard.notices == dropped
 
 
 def test_labels_csv_is_checked(tmp_path):
@@ -296,6 +404,45 @@ def test_a_header_that_claims_more_than_there_is(tmp_path, shape):
     (tmp_path / "a.npz").write_bytes(member(shape, bytes(12)))
     with pytest.raises(DataError, match=r"a\.npz"):
         open_samples(tmp_path, X)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), ",
+        "((((" * 50,
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9 ** 9,)}\n",
+        "  x\n y\n",
+        "{'descr': ((),), 'fortran_order': False, 'shape': (1,)}\n",
+        "{'descr': {}, 'fortran_order': False, 'shape': (1,)}\n",
+        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}\n",
+        "{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (1,)}\n",
+        "{'descr': '|S0', 'fortran_order': False, 'shape': (1000000000000,)}\n",
+    ],
+)
+def test_damaged_headers_are_named(tmp_path, header):
+    size = struct.pack("<H", len(header))
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + size + header.encode() + bytes(64))
+    with pytest.raises(DataError, match=r"a\.npy"):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_any_damage_to_a_header_is_an_error_or_harmless(tmp_path):
+    np.save(tmp_path / "a.npy", reals(1, 3))
+    whole = (tmp_path / "a.npy").read_bytes()
+    rng = np.random.default_rng(5)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 5)):
+            data[rng.integers(0, 70)] = rng.integers(0, 256)
+        (tmp_path / "a.npy").write_bytes(data)
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                read_npy(tmp_path / "a.npy")
+            except DataError:
+                refused += 1
+    assert refused > 200
 
 
 def test_a_zip_bomb_is_measured_against_memory(tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def external_begins_before_the_file(folder: Path) -> None:
 
 BAD_MODELS = [
     (no_model, "net.onnx: no such file"),
-    (model_is_a_folder, "net.onnx: no such file"),
+    (model_is_a_folder, "net.onnx: is a folder"),
     (model_is_text, "net.onnx: not an ONNX file"),
     (model_is_empty, "net.onnx: the file is empty"),
     (model_is_truncated, "net.onnx: not an ONNX file, or cut short"),

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import numpy as np
 import onnx.parser
@@ -277,14 +278,26 @@ def test_metric_that_fails_names_the_sample():
         compare(linear(), linear(), samples(1), metric=metric, progress=Silent())
 
 
+def ends(*arguments):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("metric", [Metric("bad", ends), Metric("bad", lambda *_: 1, ends)])
+def test_a_metric_that_ends_the_process_is_an_error(metric):
+    with pytest.raises(RecipeError, match=r"'bad'.*fails.*SystemExit"):
+        compare(linear(), linear(), samples(2), metric=metric, progress=Silent())
+
+
 def test_load_metric(tmp_path, monkeypatch):
     (tmp_path / "my_metric_module.py").write_text(
         "def plain(outputs, label, feeds):\n    return 1.0\n"
         "def whole(outputs, label, feeds):\n    return 1\n"
         "whole.aggregate = sum\nnumber = 3\n"
     )
+    (tmp_path / "metric_that_ends.py").write_text("raise SystemExit(0)")
+    (tmp_path / "colorsys.py").write_text("def plain(outputs, label, feeds):\n    return 1.0\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     assert load_metric("my_metric_module:plain").aggregate is None
     whole = load_metric("my_metric_module:whole")
     assert (whole.name, whole.aggregate) == ("my_metric_module:whole", sum)
@@ -293,9 +306,13 @@ def test_load_metric(tmp_path, monkeypatch):
         ("my_metric_module:gone", "gone"),
         ("no_such_module_here:f", "no_such_module_here"),
         ("my_metric_module:number", "not callable"),
+        ("metric_that_ends:f", "cannot be imported"),
     ):
         with pytest.raises(RecipeError, match=words):
             load_metric(spec)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert load_metric("colorsys:plain").measure({}, None, {}) == 1  # before that of Python
+    monkeypatch.delitem(sys.modules, "colorsys")
 
 
 def test_json_round_trip():

@@ -12,6 +12,7 @@ from qcompile.graph.runner import run_passes
 from qcompile.numerics.grids import Codes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.plan import NodePlan, Plan, TensorPlan
+from qcompile.planning.edited import with_bias_scales
 from qcompile.planning.plan import Planner, activations_of, check_plan, wishes_of
 from qcompile.planning.select import select
 from qcompile.planning.switchboard import judged_values
@@ -211,6 +212,26 @@ def test_a_plan_fits_its_own_model(good):
     check_plan(Plan.model_validate_json(plan.text()), model, ORT_CPU, "vnni", "int8")
     plain = plan.model_copy(update={"tensors": {}, "nodes": {}})
     check_plan(plain, model, ORT_CPU, "vnni", "int8")
+
+
+def rescaled(plan: Plan, name: str, factor: float) -> Plan:
+    tensor = plan.tensors[name]
+    scale = tensor.model_copy(update={"scale": [factor * s for s in tensor.scale]})
+    return plan.model_copy(update={"tensors": plan.tensors | {name: scale}})
+
+
+@pytest.mark.parametrize("name", ["x", "s"])
+def test_bias_scales_follow_those_of_input_and_weight(name, good):
+    model, plan = good
+    heard = Silent()
+    assert with_bias_scales(plan, model, ORT_CPU, heard) == plan
+    assert not heard.notices
+    settled = with_bias_scales(rescaled(plan, name, 2), model, ORT_CPU, heard)
+    assert settled == rescaled(rescaled(plan, name, 2), "b", 2)
+    assert len(heard.notices) == 1
+    assert heard.notices[0].endswith("as kernels demand: b")
+    with pytest.raises(PlanError, match=r"--plan: tensor b: .* too small for int32"):
+        with_bias_scales(rescaled(plan, "x", 1e-8), model, ORT_CPU, heard)
 
 
 FLOAT = NodePlan(op="Gemm", precision="int8", reason="edited")

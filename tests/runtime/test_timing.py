@@ -1,3 +1,4 @@
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.errors import EngineError
-from qcompile.runtime.timing import MIN_PAIRS, Timing, time_one, time_pair
+from qcompile.runtime import timing as timing_module
+from qcompile.runtime.timing import MIN_PAIRS, Timing, _enough, time_one, time_pair
 
 
 def products(count):
@@ -43,6 +45,35 @@ def test_at_least_ten_pairs_without_any_time():
     timing = time_pair(products(1), products(1), FEEDS, seconds=0)
     assert timing.pairs == MIN_PAIRS
     assert timing.interval.low <= timing.ratio <= timing.interval.high
+
+
+def test_a_settled_ratio_ends_the_measurement(monkeypatch):
+    monkeypatch.setattr(timing_module, "SETTLED", 0.5)
+    started = time.perf_counter()
+    timing = time_pair(products(1), products(1), FEEDS, seconds=3)
+    assert 1 <= time.perf_counter() - started < 2.9
+    low, high = timing.interval
+    assert high - low < timing.ratio
+    assert timing.pairs % 50 == 0
+
+
+STEADY = [1.0, 1.001] * 50
+
+
+@pytest.mark.parametrize(
+    ("ratios", "elapsed", "enough"),
+    [
+        (STEADY, 1.0, True),
+        (STEADY, 0.9, False),
+        (STEADY[:-1], 1.0, False),
+        ([0.9, 1.1] * 50, 1.0, False),
+        ([0.9, 1.1] * 50, 3.0, True),
+        ([1.0] * 9, 3.0, False),
+        ([0.9, 1.1] * 1000, 0.0, True),
+    ],
+)
+def test_a_measurement_ends_when_the_ratio_is_settled_or_the_time_is_over(ratios, elapsed, enough):
+    assert _enough(ratios, elapsed, 3.0) == enough
 
 
 def test_time_one_sees_the_work():
