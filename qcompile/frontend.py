@@ -15,7 +15,7 @@ from qcompile.calibrate.cache import default_cache
 from qcompile.errors import EngineError, ModelError, PassError
 from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.graph.walk import all_nodes, weight_bytes
+from qcompile.graph.walk import all_nodes
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.passes import CANONICAL, lowering
 from qcompile.progress import Progress
@@ -28,8 +28,9 @@ from qcompile.source.onnx_file import load_model
 from qcompile.source.ports import with_head_sizes
 from qcompile.source.support import describe_unknown, unknown_operators
 
-LARGE_BYTES = 2 << 30
-"""Of weights: models with more are never loaded as a whole where the scheme can do without."""
+LARGE_SHARE = 0.25
+"""Of the machine's memory: a model whose weights, widened to float32, take more is never loaded as
+a whole where the scheme can do without."""
 
 STAGE_BYTES = 400 << 20
 """Of weights: what is loaded at once of a large model."""
@@ -57,8 +58,8 @@ class Loaded:
         runs: What the passes did.
         inputs: Of the source, as ONNX Runtime or, for a large model, the file says.
         outputs: The same.
-        session: The source model, loaded as it is; None for a model of more than ``LARGE_BYTES``,
-            which is only ever run a stage at a time.
+        session: The source model, loaded as it is; None for a large model, which is only ever run
+            a stage at a time.
     """
 
     path: Path
@@ -90,7 +91,7 @@ def load(
     """
     model = load_model(path, progress)
     unknown = unknown_operators(model)
-    large = scheme == "weight-only" and weight_bytes(model) > LARGE_BYTES
+    large = scheme == "weight-only" and is_large(model)
     session = None if large else _session(path, threads, unknown)
     if unknown:
         names = ", ".join(sorted({f"{domain}.{op}" for _, domain, op in unknown}))
@@ -115,6 +116,14 @@ def load(
         outputs=session.outputs if session else _ports(model.graph.outputs),
         session=session,
     )
+
+
+def is_large(model: ir.Model) -> bool:
+    """Say whether a model takes too much of the machine's memory to be loaded as a whole."""
+    tensors = (v.const_value for v in model.graph.initializers.values())
+    widened = sum(max(t.nbytes, 4 * t.size) for t in tensors if t is not None)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return widened > LARGE_SHARE * memory
 
 
 def _session(path: Path, threads: int, unknown: list[tuple[ir.Node, str, str]]) -> Session:

@@ -57,11 +57,13 @@ class LayerInputs:
     def add(self, index: int, rows: Floats) -> None:
         """Add the rows ``(n, K)`` of one sample; one sample in ``JUDGES`` judges."""
         if index % JUDGES == JUDGES - 1:
-            self.judging.append(_some(rows, JUDGING // max(1, self._judges)))
+            if len(self.judging) < JUDGING:
+                self.judging.append(_some(rows, JUDGING // max(1, self._judges)))
             return
         self.hessian.add(rows)
         self._magnitude += np.abs(rows).sum(axis=0, dtype=np.float64)
-        self.searched.append(_some(rows, SEARCHED // self._fits))
+        if len(self.searched) < SEARCHED:
+            self.searched.append(_some(rows, SEARCHED // self._fits))
 
     def magnitude(self) -> npt.NDArray[np.float64]:
         """Return the mean magnitude of each column, ``(K,)``."""

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from qcompile.runtime.timing import Timing, time_pair
+from tests.assets import asset
 from tests.benchmarks import engines, suite
 from tests.benchmarks.peers import Feeds
 from tests.benchmarks.table import Table
@@ -199,7 +200,7 @@ def _alone(
     """Quantize in a process of its own; a peer's result of an earlier run is kept."""
     kept = out / "took.json"
     if tool == "ORT" and kept.exists():
-        return json.loads(kept.read_text("utf-8"))
+        return dict(json.loads(kept.read_text("utf-8")))
     script = "tests.benchmarks.weights_once"
     command = [sys.executable, "-m", script, tool, json.dumps(options), str(model), str(data)]
     done = subprocess.run([*command, str(out)], check=False, capture_output=True, text=True)
@@ -207,13 +208,13 @@ def _alone(
         raise RuntimeError(f"{tool} {options}: {done.stderr[-2000:]}")
     last = done.stdout.splitlines()[-1]
     kept.write_text(last, "utf-8")
-    return json.loads(last)
+    return dict(json.loads(last))
 
 
 def _judging(name: str) -> list[Feeds]:
     """Return the first evaluation samples."""
     file, key = ("textlm", "wikitext2") if name == "textlm5m" else ("tinystories_tok512", "ids")
-    with np.load(suite.asset("data", f"{file}.npz"), allow_pickle=False) as data:
+    with np.load(asset("data", f"{file}.npz"), allow_pickle=False) as data:
         ids = data[key][:JUDGED].astype(np.int64)
         lengths = data["length"][:JUDGED] if "length" in data else [ids.shape[1]] * JUDGED
     return [{"input_ids": row[None, :n]} for row, n in zip(ids, lengths, strict=True)]

@@ -197,7 +197,7 @@ def no_data(folder: Path) -> None:
 
 def data_of_other_kinds(folder: Path) -> None:
     no_data(folder)
-    (folder / "data" / "readme.txt").write_text("soon")
+    (folder / "data" / "readme.md").write_text("soon")
 
 
 def spoilt(**arrays: np.ndarray) -> Spoil:
