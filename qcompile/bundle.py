@@ -184,7 +184,7 @@ def file_digest(path: Path) -> FileDigest:
 def versions() -> dict[str, str]:
     """Return the versions of everything that decides what an artifact's bytes are."""
     compilers = ("qcompile", "numpy", "numba", "onnx", "onnx-ir", "onnxscript")
-    names = (*compilers, "onnxruntime", "onnxruntime-gpu")
+    names = (*compilers, "onnxruntime", "onnxruntime-gpu", "pillow", "tokenizers")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -32,7 +32,7 @@ LARGE_SHARE = 0.25
 """Of the machine's memory: a model whose weights, widened to float32, take more is never loaded as
 a whole where the scheme can do without."""
 
-STAGE_BYTES = 400 << 20
+STAGE_BYTES = 200 << 20
 """Of weights: what is loaded at once of a large model."""
 
 Run = Callable[[Feeds], dict[str, Array]]

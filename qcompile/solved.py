@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,16 @@ import numpy as np
 
 from qcompile.errors import OutputError
 from qcompile.numerics.groups import SolvedWeight, WeightFormat
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    TypeError,  # an array where an archive should be
+    ValueError,
+    LookupError,  # a member is missing
+    RuntimeError,  # a flag of encryption, or of an unknown compression
+    zipfile.BadZipFile,
+)
 
 
 class SolvedStore:
@@ -50,6 +61,7 @@ class SolvedStore:
             arrays["input_scale"] = solved.input_scale
         about = {
             "name": name,
+            "arrays": list(arrays),
             "format": [form.bits, form.group_size, form.symmetric, form.scale_type],
             "record": dict(record),
         }
@@ -72,15 +84,8 @@ class SolvedStore:
         Raises:
             OutputError: It is not there or damaged.
         """
-        about, arrays = self._read(name)
-        return SolvedWeight(
-            WeightFormat(*about["format"]),
-            arrays["codes"],
-            arrays["scales"],
-            arrays["zeros"],
-            arrays.get("order"),
-            arrays.get("input_scale"),
-        )
+        about, arrays = self._read(name, arrays=True)
+        return SolvedWeight(WeightFormat(*about["format"]), **arrays)
 
     def record(self, name: str) -> dict[str, Any]:
         """Return what was saved with a weight.
@@ -88,17 +93,20 @@ class SolvedStore:
         Raises:
             OutputError: It is not there or damaged.
         """
-        found: dict[str, Any] = self._read(name, only="about")[0]["record"]
+        found: dict[str, Any] = self._read(name)[0]["record"]
         return found
 
-    def _read(self, name: str, only: str | None = None) -> tuple[Any, dict[str, Any]]:
+    def _read(self, name: str, *, arrays: bool = False) -> tuple[Any, dict[str, Any]]:
         path = self._path(name)
         try:
-            with np.load(path, allow_pickle=False) as found:
-                arrays = {key: found[key] for key in found.files if only in (None, key)}
-                return json.loads(bytes(arrays.pop("about"))), arrays
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputError(f"{path}: weight {name!r} is lost or damaged ({error})") from error
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                about = json.loads(bytes(found["about"]))
+                return about, {key: found[key] for key in about["arrays"] if arrays}
+        except _DAMAGED as error:
+            raise OutputError(
+                f"{path}: weight {name!r} is lost or damaged ({error}); remove the folder "
+                f"{self.folder} to solve again"
+            ) from error
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"

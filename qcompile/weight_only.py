@@ -23,12 +23,12 @@ from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.plan import Plan
 from qcompile.planning.costs import estimate
-from qcompile.planning.plan import wishes_of
+from qcompile.planning.plan import check_plan, wishes_of
 from qcompile.planning.sequence import Job, round_weights, solve_weights
 from qcompile.planning.weights import WeightSelection, select_weights
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Recipe
+from qcompile.recipe import Cpu, Recipe
 from qcompile.report.schema import WeightRow
 from qcompile.samples import samples_digest
 from qcompile.solved import SolvedStore
@@ -54,7 +54,7 @@ class WeightOnly:
     data: Split
     recipe: Recipe
     target: Target
-    cpu: str
+    cpu: Cpu
     edited: Plan | None
     log: StageLog
     folder: Path
@@ -86,6 +86,8 @@ class WeightOnly:
 
     def _job(self) -> Job:
         model, wishes = self.loaded.model, wishes_of(self.recipe)
+        if self.edited:
+            check_plan(self.edited, model, self.target, self.cpu, self.recipe.scheme)
         selection = select_weights(model, self.target, self.recipe.weights, wishes, self.edited)
         return Job(
             model=model,
@@ -97,18 +99,27 @@ class WeightOnly:
         )
 
     def _solve(self, job: Job) -> None:
-        samples, algorithm = self.data.calibration, self.recipe.weights.algorithm
-        if samples is None and algorithm not in ("auto", "rtn"):
-            raise DataError(
-                f"--algorithm {algorithm} needs calibration data: give --calib (text, or a folder "
-                "of .npz), or take --algorithm rtn, which needs none"
-            )
+        samples = self.data.calibration
+        if samples is None:
+            self._check_needs_no_data()
         self.log.notice(estimate(job, samples))
         if samples is None:
             self.log.notice("without samples all weights are rounded to the nearest codes")
             round_weights(job)
         else:
             solve_weights(job, samples)
+
+    def _check_needs_no_data(self) -> None:
+        algorithm, what = self.recipe.weights.algorithm, "--algorithm"
+        planned = self.edited.weights.values() if self.edited else ()
+        solved = next((w.algorithm for w in planned if w.algorithm != "rtn"), None)
+        if solved:
+            algorithm, what = solved, "--plan: algorithm"
+        if algorithm not in ("auto", "rtn"):
+            raise DataError(
+                f"{what} {algorithm} needs calibration data: give --calib (text, or a folder "
+                "of .npz), or take algorithm rtn, which needs none"
+            )
 
     def _rewrite(
         self, plan: Plan, store: SolvedStore, dump_passes: Path | None

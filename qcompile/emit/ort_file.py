@@ -8,7 +8,7 @@ from qcompile.errors import OutputError
 from qcompile.graph.walk import weight_bytes
 from qcompile.runtime.ort import Session, save_optimized
 
-EXTERNAL_BYTES = 1 << 30
+EXTERNAL_BYTES = 1 << 29
 """Beyond this many bytes of weights they go to a file beside the model: protobuf ends at 2 GiB."""
 
 DATA = "model.onnx.data"

@@ -33,7 +33,11 @@ from qcompile.samples import Samples, Subset
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Role, Target
 
-_SCHEME_OPTIONS = {"int8": "--int8", "int8-dynamic": "--dynamic"}
+_SCHEME_OPTIONS = {
+    "int8": "--int8",
+    "int8-dynamic": "--dynamic",
+    "weight-only": "--int4 or --weight-bits",
+}
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
@@ -356,7 +360,7 @@ def _check_precisions(
         node = nodes[name]
         rule = rules.get(node.op_type)
         if rule is None or node.domain:
-            raise PlanError(f"--plan: node {name}: {target.name} has no int8 {entry.op}")
+            raise PlanError(f"--plan: node {name}: {target.name} has no {scheme} {entry.op}")
         if scheme != "int8" or rule.role is Role.ABSORBED:
             continue
         for index in rule.activations or range(len(node.inputs)):

@@ -98,15 +98,14 @@ def select_weights(
     """
     rules = target.weight_only.operators
     wishes = with_ends(wishes, model.graph, rules)
-    asked = _edited_options(edited, weights) if edited else {}
-    for options in asked.values() or [weights]:
-        _check(target, options)
+    _check(target, weights)
+    asked = _edited_options(edited, model, target, weights) if edited else {}
     nodes: dict[str, NodePlan] = {}
     layers: dict[ir.Value, Layer] = {}
     for node, owner in all_nodes(model):
         reason = _refusal(node, target, weights, inside=owner is not None) or wishes.reason(node)
-        if edited and not reason:
-            reason = _edited_reason(edited, node)
+        if edited:
+            reason = _edited_reason(edited, node, reason)
         if not reason:
             layer = _layer(node, asked.get(value_name(node.inputs[1]), weights))
             known = layers.setdefault(layer.weight, layer)
@@ -114,7 +113,7 @@ def select_weights(
                 reason = "its weight is read by rows and by columns"
         entry = NodePlan(op=node.op_type, precision="float", reason=reason)
         if not reason:
-            stored = target.weight_only.widths[weights.bits].stored
+            stored = target.weight_only.widths[layer.options.bits].stored
             entry = NodePlan(
                 op=node.op_type,
                 precision="weight-only",
@@ -132,27 +131,46 @@ def layer_nodes(model: ir.Model, selection: WeightSelection) -> Iterator[ir.Node
             yield node
 
 
-def _edited_reason(plan: Plan, node: ir.Node) -> str:
-    """Return why a plan leaves a node in float, or nothing."""
+def _edited_reason(plan: Plan, node: ir.Node, refusal: str) -> str:
+    """Return why a plan leaves a node in float, or nothing.
+
+    Raises:
+        PlanError: It does not, but the node has to be.
+    """
     entry = plan.nodes.get(node_name(node))
-    if entry is None:
-        return "not in the plan"
-    return entry.reason if entry.precision == "float" else ""
+    if entry is None or entry.precision == "float":
+        return refusal or (entry.reason if entry else "not in the plan")
+    if refusal:
+        raise PlanError(f"--plan: node {node_name(node)} has to stay in float: {refusal}")
+    return ""
 
 
-def _edited_options(plan: Plan, weights: Weights) -> dict[str, Weights]:
-    """Return format and algorithm of each weight of a plan."""
-    return {
-        name: weights.model_copy(
-            update={
-                "bits": entry.bits,
-                "group_size": entry.group_size,
-                "asymmetric": not entry.symmetric,
-                "algorithm": entry.algorithm,
-            }
-        )
-        for name, entry in plan.weights.items()
-    }
+def _edited_options(
+    plan: Plan, model: ir.Model, target: Target, weights: Weights
+) -> dict[str, Weights]:
+    """Return format, algorithm and accuracy level of each weight of a plan.
+
+    Raises:
+        PlanError: The model has no such weight, or the target no such format.
+    """
+    found = {}
+    for name, entry in plan.weights.items():
+        if name not in model.graph.initializers:
+            raise PlanError(f"--plan: weight {name} is not in the model")
+        asked = {
+            "bits": entry.bits,
+            "group_size": entry.group_size,
+            "asymmetric": not entry.symmetric,
+            "algorithm": entry.algorithm,
+        }
+        if target.weight_only.levels:
+            asked["accuracy_level"] = entry.accuracy_level
+        found[name] = weights.model_copy(update=asked)
+        try:
+            _check(target, found[name])
+        except RecipeError as error:
+            raise PlanError(f"--plan: weight {name}: {error}") from error
+    return found
 
 
 def _check(target: Target, weights: Weights) -> None:
@@ -164,8 +182,8 @@ def _check(target: Target, weights: Weights) -> None:
     if weights.group_size not in width.group_sizes:
         known = ", ".join(str(size) for size in width.group_sizes)
         raise RecipeError(
-            f"--group-size {weights.group_size}: for {weights.bits} bits {target.name} takes "
-            f"{known} (0: the whole channel)"
+            f"group size {weights.group_size}: for {weights.bits} bits {target.name} takes "
+            f"{known} (0: the whole channel): {width.why}"
         )
     if weights.accuracy_level is not None and weights.accuracy_level not in width.levels:
         known = ", ".join(str(level) for level in width.levels) or "none"

@@ -1,0 +1,210 @@
+"""Layers that share an input: who judges, who is chosen, and what is reported of it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile.numerics.groups import WeightFormat, round_nearest
+from qcompile.planning.solve import (
+    JUDGES,
+    JUDGING,
+    SEARCHED,
+    LayerInputs,
+    round_layer,
+    solve_layers,
+)
+from qcompile.recipe import Weights
+
+ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
+
+
+def decoder_rows(seed, count, columns):
+    """Inputs as layers of a decoder have them: correlated, some columns far louder than others."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(77).standard_normal((columns // 4, columns))
+    loud = np.exp(np.random.default_rng(78).standard_normal(columns))
+    rows = rng.standard_normal((count, columns // 4)) @ mix + rng.standard_normal((count, columns))
+    return (rows * loud).astype(np.float32)
+
+
+def inputs_of(columns=64, samples=12, tokens=40):
+    found = LayerInputs(columns, samples)
+    for index in range(samples):
+        found.add(index, decoder_rows(index, tokens, columns))
+    return found
+
+
+def weights_of(seed, *shapes, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def judged(weight, values, rows):
+    """Relative L2 error of a layer's output, written down plainly."""
+    exact = rows.astype(np.float64) @ weight.astype(np.float64).T
+    found = rows.astype(np.float64) @ values.astype(np.float64).T
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+def test_one_sample_in_six_judges_and_is_not_solved_on():
+    tokens, samples = 40, 13
+    inputs = inputs_of(32, samples, tokens)
+    judges = [i for i in range(samples) if i % JUDGES == JUDGES - 1]
+    fits = [i for i in range(samples) if i not in judges]
+    assert judges == [5, 11]
+    rows = np.concatenate([decoder_rows(i, tokens, 32) for i in fits]).astype(np.float64)
+    hessian = inputs.hessian.matrix()
+    expected = rows.T @ rows
+    expected *= hessian.trace() / expected.trace()  # known up to a factor
+    np.testing.assert_allclose(hessian, expected, rtol=1e-4, atol=1e-3 * hessian.max())
+    np.testing.assert_allclose(inputs.magnitude(), np.abs(rows).mean(axis=0), rtol=1e-5)
+    searched, judging = inputs.rows()
+    seen = {row.tobytes() for row in rows.astype(np.float32)}
+    held = {row.tobytes() for i in judges for row in decoder_rows(i, tokens, 32)}
+    assert {row.tobytes() for row in searched} <= seen
+    assert {row.tobytes() for row in judging} <= held
+    assert not seen & held
+
+
+@pytest.mark.parametrize(("samples", "tokens"), [(2000, 3), (12, 5000)])
+def test_rows_that_are_kept_are_bounded(samples, tokens):
+    inputs = LayerInputs(4, samples)
+    rows = np.ones((tokens, 4), np.float32)
+    for index in range(samples):
+        inputs.add(index, rows)
+    searched, judging = inputs.rows()
+    assert SEARCHED / 2 < len(searched) <= SEARCHED
+    assert 0 < len(judging) <= JUDGING
+    judges = samples // JUDGES * tokens
+    assert len(judging) > min(judges, JUDGING) / 2
+
+
+def test_too_few_samples_judge_on_what_was_solved_on():
+    inputs = inputs_of(32, JUDGES - 1, 20)
+    searched, judging = inputs.rows()
+    assert judging is searched
+    outcomes, _ = solve_layers(weights_of(0, (8, 32)), inputs, Weights(group_size=16), "float32")
+    assert 0 < outcomes[0].errors["gptq"] < outcomes[0].errors["rtn"]
+
+
+@settings(max_examples=15)
+@given(
+    st.integers(0, 999),
+    st.sampled_from([*ALGORITHMS, "auto"]),
+    st.sampled_from([2, 3, 4, 8]),
+    st.booleans(),
+    st.sampled_from(["float32", "float16"]),
+)
+def test_the_chosen_error_is_what_is_reported_and_never_above_rtn(
+    seed, algorithm, bits, asymmetric, kind
+):
+    inputs = inputs_of(48)
+    weights = weights_of(seed, (8, 48), (5, 48), dtype=np.dtype(kind))
+    options = Weights(bits=bits, group_size=32, asymmetric=asymmetric, algorithm=algorithm)
+    outcomes, _ = solve_layers(weights, inputs, options, kind)
+    rows = inputs.rows()[1]
+    form = WeightFormat(bits, 32, not asymmetric, kind)
+    totals = dict.fromkeys(("chosen", "rtn"), 0.0)
+    for weight, outcome in zip(weights, outcomes, strict=True):
+        chosen = outcome.chosen
+        assert chosen.solved.format == form
+        assert chosen.solved.scales.dtype == np.dtype(kind)
+        found = judged(weight, chosen.solved.values(), rows)
+        assert outcome.errors[chosen.algorithm] == pytest.approx(found, rel=1e-3)
+        plain = judged(weight, round_nearest(weight, form, search=True).values(), rows)
+        assert outcome.errors["rtn"] == pytest.approx(plain, rel=1e-3)
+        power = np.square(rows @ weight.astype(np.float32).T, dtype=np.float64).sum()
+        totals["chosen"] += found**2 * power
+        totals["rtn"] += plain**2 * power
+        asked = {"rtn", algorithm} if algorithm != "auto" else set(ALGORITHMS)
+        assert set(outcome.errors) == asked
+        if algorithm in ("rtn", "gptq"):
+            assert found <= plain * (1 + 1e-6)
+    # those that share a scale of their input are judged together
+    assert totals["chosen"] <= totals["rtn"] * (1 + 1e-6)
+
+
+def test_auto_takes_the_family_with_the_least_error():
+    inputs, weights = inputs_of(64), weights_of(3, (16, 64), (16, 64))
+    rows = inputs.rows()[1]
+    power = [np.square(rows @ w.T, dtype=np.float64).sum() for w in weights]
+    outcomes, _ = solve_layers(weights, inputs, Weights(bits=3, group_size=32), "float32")
+
+    def total(names):
+        return sum(
+            min(o.errors[n] for n in names) ** 2 * p for o, p in zip(outcomes, power, strict=True)
+        )
+
+    families = [("rtn", "gptq"), ("awq",), ("awq+gptq",)]
+    best = min(families, key=total)
+    for outcome in outcomes:
+        assert outcome.chosen.algorithm in best
+        assert outcome.errors[outcome.chosen.algorithm] == min(outcome.errors[n] for n in best)
+
+
+@pytest.mark.parametrize("algorithm", ["awq", "awq+gptq"])
+def test_layers_with_one_input_have_one_scale_of_it(algorithm):
+    inputs, weights = inputs_of(64), weights_of(4, (16, 64), (8, 64), (8, 64))
+    options = Weights(bits=3, group_size=32, algorithm=algorithm)
+    outcomes, _ = solve_layers(weights, inputs, options, "float32")
+    scales = [o.chosen.solved.input_scale for o in outcomes]
+    assert scales[0] is not None
+    for scale in scales[1:]:
+        np.testing.assert_array_equal(scale, scales[0])
+
+
+def test_gptq_and_awq_gain_on_correlated_inputs():
+    inputs, weights = inputs_of(64, 24, 64), weights_of(5, (32, 64))
+    options = Weights(bits=4, group_size=32)
+    (outcome,), damping = solve_layers(weights, inputs, options, "float32")
+    errors = outcome.errors
+    assert errors["gptq"] < 0.8 * errors["rtn"]
+    assert errors["awq"] < errors["rtn"]
+    assert errors["awq+gptq"] <= errors["awq"]
+    assert damping == options.damping
+
+
+def test_without_gptq_nothing_is_damped():
+    options = Weights(group_size=32, algorithm="awq")
+    assert solve_layers(weights_of(5, (8, 64)), inputs_of(), options, "float32")[1] == 0
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_static_groups_keep_the_order_of_columns(static):
+    options = Weights(bits=3, group_size=16, algorithm="gptq", static_groups=static)
+    (outcome,), _ = solve_layers(weights_of(6, (16, 64)), inputs_of(), options, "float32")
+    order = outcome.chosen.solved.order
+    assert (order is None) == static
+    if not static:
+        power = np.diag(inputs_of().hessian.matrix())
+        np.testing.assert_array_equal(order, np.argsort(-power, kind="stable"))
+
+
+def test_inputs_of_zero_leave_an_error_of_zero():
+    inputs = LayerInputs(32, 7)
+    for index in range(7):
+        inputs.add(index, np.zeros((4, 32), np.float32))
+    (outcome,), damping = solve_layers(
+        weights_of(7, (8, 32)), inputs, Weights(group_size=16), "float32"
+    )
+    assert set(outcome.errors.values()) == {0.0}
+    assert np.isfinite(damping)
+    assert np.isfinite(outcome.chosen.solved.values()).all()
+
+
+def test_a_single_short_sample_is_enough_to_solve():
+    inputs = LayerInputs(32, 1)
+    inputs.add(0, decoder_rows(0, 1, 32))
+    (outcome,), _ = solve_layers(weights_of(8, (8, 32)), inputs, Weights(group_size=16), "float32")
+    assert outcome.errors["gptq"] <= outcome.errors["rtn"]
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_without_data_the_codes_are_those_of_plain_rounding(search):
+    (weight,) = weights_of(9, (8, 40))
+    options = Weights(bits=3, group_size=16, asymmetric=True, search=search)
+    found = round_layer(weight, options, "float16")
+    expected = round_nearest(weight, WeightFormat(3, 16, False, "float16"), search=search)
+    for name in ("codes", "scales", "zeros"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
