@@ -33,7 +33,7 @@ from qcompile.plan import Plan, read_plan
 from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, StageLog
-from qcompile.recipe import Calibration, Cpu, Recipe
+from qcompile.recipe import Calibration, Cpu, Recipe, Weights
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import Canonicalization, Kernels, Report
 from qcompile.runtime.host import host_cpu
@@ -112,6 +112,10 @@ def _edited(path: Path, recipe: Recipe) -> Plan:
         "--float-first": recipe.float_first,
         "--float-last": recipe.float_last,
         "--calib-method": recipe.calibration.method != Calibration().method,
+        "--algorithm": recipe.weights.algorithm != Weights().algorithm,
+        "--group-size": recipe.weights.group_size != Weights().group_size,
+        "--asymmetric": recipe.weights.asymmetric,
+        "--accuracy-level": recipe.weights.accuracy_level is not None,
     }
     for option, asked in decided.items():
         if asked:

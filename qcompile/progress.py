@@ -15,6 +15,9 @@ class Progress(Protocol):
     def notice(self, message: str) -> None:
         """Tell something that the user must know; also goes into the report."""
 
+    def announce(self, message: str) -> None:
+        """Tell, before the work begins, what it will take; also goes into the report."""
+
 
 class Silent:
     """Ignores all progress; keeps the notices, for the report."""
@@ -29,6 +32,10 @@ class Silent:
         """Keep the message, once."""
         if message not in self.notices:
             self.notices.append(message)
+
+    def announce(self, message: str) -> None:
+        """Keep the message, once."""
+        self.notice(message)
 
 
 class StageLog:
@@ -48,6 +55,11 @@ class StageLog:
         if message not in self.notices:
             self.notices.append(message)
             self.listener.notice(message)
+
+    def announce(self, message: str) -> None:
+        """Keep a message among the notices, and pass it on."""
+        self.notices.append(message)
+        self.listener.announce(message)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompile.bundle import versions
 from qcompile.calibrate.cache import default_cache
 from qcompile.data import Split
-from qcompile.errors import DataError, OutputError
+from qcompile.errors import DataError, OutputError, QcompileError
 from qcompile.frontend import Loaded
 from qcompile.graph.digest import model_digest
 from qcompile.graph.runner import PassRun, run_passes
@@ -102,7 +102,7 @@ class WeightOnly:
         samples = self.data.calibration
         if samples is None:
             self._check_needs_no_data()
-        self.log.notice(estimate(job, samples))
+        self.log.announce(estimate(job, samples))
         if samples is None:
             self.log.notice("without samples all weights are rounded to the nearest codes")
             round_weights(job)
@@ -184,5 +184,10 @@ def working_folder(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"{folder}: another build solves the same weights; wait") from error
-        yield folder
+        try:
+            yield folder
+        except QcompileError:
+            if not any(folder.glob("weights/*.npz")):  # nothing to go on with
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,6 @@ from qcompile.errors import OutputError
 from qcompile.numerics.groups import SolvedWeight, WeightFormat
 from qcompile.solved import SolvedStore
 
-
 FULL = """
 import resource, signal, sys
 from pathlib import Path

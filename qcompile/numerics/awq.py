@@ -31,7 +31,9 @@ CHANNELS = 512
 NARROWEST = 0.5
 """The narrowest range that clipping tries, as a share of the whole."""
 
-_CLIPS = 16
+CLIPS = 16
+"""Ranges that clipping tries."""
+
 _SPAN = 1e4
 """Scales stay within this factor of their middle."""
 
@@ -95,7 +97,7 @@ def clipped_parameters(
         alone = WeightFormat(format.bits, 0, format.symmetric, format.scale_type)
         whole, zero = scales[:, [group]], zeros[:, [group]]
         best = np.full(len(values), np.inf)
-        for share in np.linspace(1, NARROWEST, _CLIPS):
+        for share in np.linspace(1, NARROWEST, CLIPS):
             step = (whole * share).astype(format.scale_type)
             step = np.where(step == 0, whole, step)
             codes = round_to(values, alone, step, zero)

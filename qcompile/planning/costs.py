@@ -9,8 +9,10 @@ import numpy as np
 
 from qcompile.errors import OutputError
 from qcompile.graph.stages import cut, reader_groups
+from qcompile.numerics.awq import CHANNELS, CLIPS, STEPS
 from qcompile.numerics.groups import Floats
 from qcompile.planning.sequence import POSITIONS, Job
+from qcompile.planning.solve import SEARCHED, STEPS_OF_SWEEPS
 from qcompile.planning.weights import Layer, layer_nodes
 from qcompile.samples import Samples
 
@@ -20,6 +22,12 @@ _BASE_BYTES = 300 << 20
 
 _PLAIN = 40e6
 """Weights a second that one core rounds to searched grids."""
+
+_LAYER = 0.1
+"""Seconds that each layer takes, however small: its stage is loaded, its kernel tried."""
+
+_CALL = 0.01
+"""Seconds that one step over a layer takes, however small it is: threads are started."""
 
 
 def estimate(job: Job, samples: Samples | None) -> str:
@@ -32,7 +40,7 @@ def estimate(job: Job, samples: Samples | None) -> str:
     weights = sum(layer.rows * layer.columns for layer in layers)
     largest = max((layer.rows * layer.columns for layer in layers), default=0)
     disk = float(weights)
-    seconds = weights / _PLAIN
+    seconds = weights / _PLAIN + _LAYER * len(layers)
     memory = float(_BASE_BYTES + 12 * largest)
     if samples is not None:
         tokens = _positions(samples) * len(samples)
@@ -50,7 +58,7 @@ def estimate(job: Job, samples: Samples | None) -> str:
         )
     return (
         f"estimate: about {_duration(seconds)}, {_size(memory)} of memory, "
-        f"{_size(disk)} of disk for {weights / 1e6:,.0f} million weights"
+        f"{_size(disk)} of disk for {weights:,} weights"
     )
 
 
@@ -65,15 +73,23 @@ def _positions(samples: Samples) -> int:
 def _solving(
     layers: Sequence[Layer], tokens: int, samples: int, single: float, double: float
 ) -> float:
-    """Return the seconds of Hessians and sweeps."""
-    seconds = 0.0
+    """Return the seconds of Hessians, searches and sweeps."""
     seen = min(tokens, POSITIONS * samples)
+    seconds = 0.0
     for layer in layers:
-        if layer.options.algorithm == "rtn":
+        asked, rows, columns = layer.options.algorithm, layer.rows, layer.columns
+        if asked == "rtn":
             continue
-        sweeps = 2 if layer.options.algorithm == "auto" else 1
-        seconds += layer.columns**2 * seen / single
-        seconds += sweeps * (2 * layer.columns**3 + layer.rows * layer.columns**2) / double
+        seconds += columns**2 * seen / single
+        part = min(rows, CHANNELS)
+        compared = part * columns / _PLAIN + part * columns * SEARCHED / single + _CALL
+        if asked in ("auto", "gptq", "awq+gptq"):
+            seconds += (2 * columns**3 + rows * columns**2) / double + _CALL
+        if asked in ("auto", "awq"):
+            seconds += STEPS * compared + CLIPS * (rows * columns / _PLAIN + _CALL)
+        if asked in ("auto", "awq+gptq"):
+            seconds += STEPS_OF_SWEEPS * (compared + part * columns**2 / double + _CALL)
+            seconds += rows * columns**2 / double
     return seconds
 
 

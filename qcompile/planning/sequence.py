@@ -71,6 +71,17 @@ class Job:
             for layer in self.selection.layers
         }
 
+    def begin(self) -> None:
+        """Look at what an earlier run left, and say how many layers are done.
+
+        Raises:
+            OutputError: A weight that it left is damaged.
+        """
+        for layer in self.selection.layers:
+            if layer.name in self.store:
+                self.store.load(layer.name)
+        self.tell()
+
     def tell(self) -> None:
         """Say how many layers are done."""
         store, layers = self.store, self.selection.layers
@@ -78,9 +89,13 @@ class Job:
 
 
 def round_weights(job: Job) -> None:
-    """Round all weights to the nearest codes, without data."""
+    """Round all weights to the nearest codes, without data.
+
+    Raises:
+        OutputError: The disk is full, or a weight of an earlier run is damaged.
+    """
     store = job.store
-    job.tell()
+    job.begin()
     for layer in job.selection.layers:
         if layer.name in store:
             continue
@@ -92,13 +107,17 @@ def round_weights(job: Job) -> None:
 
 
 def solve_weights(job: Job, samples: Samples) -> None:
-    """Solve all weights on samples; some of them only judge."""
+    """Solve all weights on samples; some of them only judge.
+
+    Raises:
+        OutputError: The disk is full, or a weight of an earlier run is damaged.
+    """
     layers = {node_name(layer.node): layer for layer in job.selection.layers}
     stages = cut(job.model, reader_groups(list(layer_nodes(job.model, job.selection))))
     activations = ActivationStore(job.folder / "activations")
     replacements = {layer.name: _lazy(layer, job.store) for layer in job.selection.layers}
     read = [_layers_of(stage, layers) for stage in stages[:-1]]
-    job.tell()
+    job.begin()
     for index in range(_first_open(read, job.store), len(read)):
         units = [(unit, LayerInputs(unit[0].columns, len(samples))) for unit in _units(read[index])]
         run_stage(

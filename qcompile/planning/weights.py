@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.errors import RecipeError
+from qcompile.errors import PlanError, RecipeError
 from qcompile.graph.walk import all_nodes, is_constant
 from qcompile.numerics.groups import Floats
-from qcompile.plan import NodePlan, Plan
+from qcompile.plan import NodePlan, Plan, Precision
 from qcompile.planning.forms import node_name, value_name
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.recipe import Algorithm, Weights
@@ -106,20 +106,16 @@ def select_weights(
         reason = _refusal(node, target, weights, inside=owner is not None) or wishes.reason(node)
         if edited:
             reason = _edited_reason(edited, node, reason)
+        precision: Precision = "float"
         if not reason:
             layer = _layer(node, asked.get(value_name(node.inputs[1]), weights))
             known = layers.setdefault(layer.weight, layer)
-            if known.by_rows != layer.by_rows:
+            if known.by_rows == layer.by_rows:
+                stored = target.weight_only.widths[layer.options.bits].stored
+                precision, reason = "weight-only", f"constant weights, stored in {stored} bits"
+            else:
                 reason = "its weight is read by rows and by columns"
-        entry = NodePlan(op=node.op_type, precision="float", reason=reason)
-        if not reason:
-            stored = target.weight_only.widths[layer.options.bits].stored
-            entry = NodePlan(
-                op=node.op_type,
-                precision="weight-only",
-                reason=f"constant weights, stored in {stored} bits",
-            )
-        nodes[node_name(node)] = entry
+        nodes[node_name(node)] = NodePlan(op=node.op_type, precision=precision, reason=reason)
     read = {n for n, plan in nodes.items() if plan.precision == "weight-only"}
     return WeightSelection(nodes, [x for x in layers.values() if node_name(x.node) in read])
 

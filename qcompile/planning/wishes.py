@@ -69,7 +69,7 @@ def _nearest(
         nodes = [use.node for use in value.uses()] if forwards else [producer] if producer else []
         for node in nodes:
             rule = rules.get(node.op_type)
-            if node.domain == "" and rule is not None and rule.role is Role.WEIGHTED:
+            if node.domain == "" and rule is not None and rule.role in (Role.WEIGHTED, Role.STORED):
                 found[node_name(node)] = node
             else:
                 front.extend(node.outputs if forwards else [v for v in node.inputs if v])

@@ -1,4 +1,4 @@
-"""Weights in few bits, as a person reads of them: formats, algorithms, the worst layers."""
+"""Weights in few bits, as a person reads of them: formats, kernels, errors, the worst layers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,29 +11,24 @@ from qcompile.report.schema import WeightRow
 
 WORST = 8
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
+_ACTIVATIONS = {4: "int8 activations", 0: "float activations"}
 
 
 def weight_lines(weights: Sequence[WeightRow]) -> RenderableType | None:
     """Return what weights were made of and how well; None where there are none."""
     if not weights:
         return None
+    levels = sorted({row.accuracy_level for row in weights}, reverse=True)
     judged = [row for row in weights if row.errors]
     summary = lines(
         text.listed(Counter(_format(row) for row in weights)),
         f"algorithm: {text.listed(Counter(row.algorithm for row in weights))}",
-        f"accuracy level: {text.listed(Counter(str(row.accuracy_level) for row in weights))}",
+        *(_level([row for row in weights if row.accuracy_level == level]) for level in levels),
         _gain(judged),
     )
     if not judged or summary is None:
         return summary
-    tried = [name for name in ALGORITHMS if any(name in row.errors for row in judged)]
-    worst = sorted(judged, key=lambda row: -(row.errors[row.algorithm] or 0))[:WORST]
-    rows = [
-        (*(_percent(row.errors.get(name)) for name in tried), row.algorithm, row.name)
-        for row in worst
-    ]
-    header = (*tried, "taken", f"error of the layer's output ({len(judged)} in all)")
-    return Group(summary, table(header, rows, left=2))
+    return Group(summary, _worst(judged))
 
 
 def _format(row: WeightRow) -> str:
@@ -41,14 +36,43 @@ def _format(row: WeightRow) -> str:
     return f"{row.bits} bits in {groups}{'' if row.symmetric else ', asymmetric'}:"
 
 
+def _level(rows: Sequence[WeightRow]) -> str:
+    """Say what kernels of one accuracy level compute with, and what that costs."""
+    level = rows[0].accuracy_level
+    said = f"accuracy level {level} ({_ACTIVATIONS.get(level, 'see MatMulNBits')}): {len(rows)}"
+    errors = [row.level_error for row in rows if row.level_error is not None]
+    if not level or not errors:
+        return said
+    return f"{said}; adds {text.percent(max(errors))} to the output of a layer at most"
+
+
 def _gain(judged: Sequence[WeightRow]) -> str:
-    """Say how large errors are beside those of plain rounding, on average."""
-    pairs = [(row.errors[row.algorithm] or 0, row.errors.get("rtn")) for row in judged]
-    shares = [error / rtn for error, rtn in pairs if rtn]
-    if not shares:
+    """Say how large errors are beside those of plain rounding."""
+    if not judged:
         return ""
-    return f"errors on held-back samples: {sum(shares) / len(shares):.2f} of plain rounding's"
+    errors = [row.errors.get(row.algorithm) or 0.0 for row in judged]
+    plain = [row.errors.get("rtn") or 0.0 for row in judged]
+    found, rounded = sum(errors) / len(judged), sum(plain) / len(judged)
+    said = f"error of a layer's output on held-back samples: {text.percent(found)} on average"
+    if not rounded or all(row.algorithm == "rtn" for row in judged):
+        return said
+    return f"{said}, {found / rounded:.2f} of plain rounding's {text.percent(rounded)}"
 
 
-def _percent(error: float | None) -> str:
-    return "-" if error is None else f"{100 * error:.2f} %"
+def _worst(judged: Sequence[WeightRow]) -> RenderableType:
+    """Return the layers with the largest errors, under the average of each algorithm."""
+    tried = [name for name in ALGORITHMS if any(name in row.errors for row in judged)]
+    worst = sorted(judged, key=lambda row: -(row.errors.get(row.algorithm) or 0))[:WORST]
+    rows = [
+        (*(text.percent(row.errors.get(name)) for name in tried), row.algorithm, row.name)
+        for row in worst
+    ]
+    if len(judged) > 1:
+        averages = (_average(judged, name) for name in tried)
+        rows.insert(0, (*averages, "", f"average of {len(judged)}; the worst:"))
+    return table((*tried, "taken", "weight"), rows, left=2)
+
+
+def _average(judged: Sequence[WeightRow], algorithm: str) -> str:
+    errors = [row.errors[algorithm] or 0.0 for row in judged if algorithm in row.errors]
+    return text.percent(sum(errors) / len(errors))

@@ -75,6 +75,10 @@ class ConsoleProgress(Silent):
             for notice in self.notices:
                 self._console.print(f"note: {text.plain(notice)}", soft_wrap=True)
 
+    def announce(self, message: str) -> None:
+        """Print the message at once."""
+        self._console.print(text.plain(message), soft_wrap=True)
+
     def step(self, stage: str, done: int, total: int) -> None:
         """Move the bar of a stage; 0 opens it, anew if it has run before."""
         if self._console.is_terminal:

@@ -3,7 +3,7 @@
 usage: python -m tests.benchmarks [PART ...] [--models A,B] [--blocks N] [--work DIR]
 
 Parts are accuracy, speed, calibration, solver, weights and large; without any, all but large are
-run: that one takes 35 GB of disk.
+run: that one takes about 20 GB of disk.
 """
 
 import argparse

@@ -30,7 +30,7 @@ WINDOWS, LENGTH = 8, 128
 GOALS = {"RTN": 2.0, "GPTQ": 6.0}
 """Resident memory in GB to stay under (issue 3, section 5)."""
 
-_POLL = 0.1
+_POLL = 0.02
 
 
 @dataclass(frozen=True)

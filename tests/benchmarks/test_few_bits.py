@@ -1,0 +1,85 @@
+"""The parts of the few-bit benchmarks: shares, layer errors, memory, and a build that is killed."""
+
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.benchmarks import large, weights
+from tests.benchmarks.decoders import TINY, write_decoder
+
+X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 32])
+
+
+def linear(path, weight, *, few_bits=False):
+    """y = x @ weight, the weight as int8 codes in blocks if asked for."""
+    parts = [numpy_helper.from_array(weight, "w")]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    if few_bits:
+        parts = [
+            numpy_helper.from_array(np.round(weight * 64).astype(np.int8), "codes"),
+            numpy_helper.from_array(np.full((1, weight.shape[1]), 1 / 64, np.float32), "scale"),
+        ]
+        unpack = helper.make_node("DequantizeLinear", [part.name for part in parts], ["w"], axis=0)
+        unpack.attribute.append(helper.make_attribute("block_size", 32))
+        nodes.insert(0, unpack)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, weight.shape[1]])
+    graph = helper.make_graph(nodes, "g", [X], [y], parts)
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def test_layer_error_is_that_of_the_outputs(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((32, 8)).astype(np.float32) / 2
+    source = linear(tmp_path / "float.onnx", weight)
+    engine = linear(tmp_path / "engine.onnx", weight, few_bits=True)
+    feeds = [{"x": rng.standard_normal((2, 32)).astype(np.float32)} for _ in range(3)]
+    x = np.concatenate([feed["x"] for feed in feeds])
+    moved = x @ (weight - np.round(weight * 64) / 64)
+    want = np.linalg.norm(moved) / np.linalg.norm(x @ weight)
+    assert want > 1e-3
+    # ONNX Runtime makes MatMulNBits of it, which rounds activations to 8 bits: 0.5 %.
+    assert weights.layer_error(source, engine, feeds) == pytest.approx(want, abs=6e-3)
+
+
+def test_what_keeps_no_name_is_not_compared(tmp_path):
+    weight = np.ones((32, 8), np.float32)
+    source = linear(tmp_path / "float.onnx", weight)
+    with pytest.raises(ValueError, match="no quantized layer"):
+        weights.layer_error(source, source, [])
+
+
+def test_regained_share_and_verdicts():
+    losses = {weights.PLAIN: 24.0, "qcompile GPTQ": 23.4, "qcompile AWQ": 23.9, weights.BEST: 23.3}
+    shares = weights.regained({k: {"text": v} for k, v in losses.items()}, {"text": 23.0})
+    assert shares == pytest.approx(dict(zip(losses, [0, 0.6, 0.1, 0.7], strict=True)))
+    verdicts = [weights._verdict(label, shares)[1] for label in losses]
+    assert verdicts == ["", "pass", "**miss**", "pass"]
+
+
+def test_memory_of_this_process():
+    resident, anonymous = large._memory(os.getpid())
+    assert 0.02 < anonymous <= resident < 100
+    assert os.getpid() in large._family(os.getpid())
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_to_the_same_bytes(tmp_path):
+    model = write_decoder(tmp_path / "decoder.onnx", TINY)
+    windows = tmp_path / "windows.npz"
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab, (16, 32))
+    np.savez(windows, input_ids=tokens)
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    options = ["--algorithm", "gptq", "--calib", str(windows)]
+    large.build(model, options, out, cache)
+    whole = large.digest(out)
+    assert set(whole) >= {"plan.json", "model.onnx"}
+    large.build(model, options, out, cache, stop=large._solved(3))
+    left = len(list(cache.glob("solving-*/weights/*.npz")))
+    assert 3 <= left < TINY.blocks * large.LAYERS + 1
+    large.build(model, options, out, cache)
+    assert large.digest(out) == whole
