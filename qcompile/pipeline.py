@@ -84,6 +84,7 @@ def build(  # noqa: PLR0913 (the command's options)
     """
     path, recipe = Path(model), recipe or Recipe()
     target = target_named(recipe.target)
+    target.rules(recipe.scheme)  # refused before any file is read
     cpu = recipe.cpu or host_cpu()
     if target.types and cpu not in target.types:
         raise RecipeError(f"--cpu {cpu}: {target.name} has no types for it")

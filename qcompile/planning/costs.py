@@ -14,7 +14,7 @@ from qcompile.numerics.groups import Floats
 from qcompile.planning.sequence import POSITIONS, Job
 from qcompile.planning.solve import SEARCHED, STEPS_OF_SWEEPS
 from qcompile.planning.weights import Layer, layer_nodes
-from qcompile.samples import Samples
+from qcompile.samples import Array, Samples
 
 _PROBE = 1024
 _BASE_BYTES = 300 << 20
@@ -63,11 +63,16 @@ def estimate(job: Job, samples: Samples | None) -> str:
 
 
 def _positions(samples: Samples) -> int:
-    """Return the positions of a sample: tokens, rows; at least 1."""
-    first = samples[0]
-    return max(
-        (math.prod(array.shape[:2]) for array in first.values() if array.ndim > 1), default=1
-    )
+    """Return the positions of a sample: tokens, rows, pixels; at least 1."""
+    return max([1, *(_positions_of(array) for array in samples[0].values())])
+
+
+def _positions_of(array: Array) -> int:
+    """Return the positions of tokens ``(N, T)``, of rows ``(..., K)`` or of ``(N, C, D1, ...)``."""
+    if array.dtype.kind != "f":
+        return math.prod(array.shape[:2])
+    channels = 1 if array.ndim > 3 else -1
+    return math.prod(array.shape) // max(1, array.shape[channels]) if array.ndim else 1
 
 
 def _solving(

@@ -14,7 +14,7 @@ from tests.planning.tools import graph_of, normal
 
 K = 64
 LINE = re.compile(
-    r"estimate: about (\d+) s, (\d+) MB of memory, ([\d.]+) (MB|GB) of disk for ([\d,]+) weights"
+    r"estimate: about (\d+) s, ([\d.]+ [MG]B) of memory, ([\d.]+) (MB) of disk for ([\d,]+) weights"
 )
 Usage = namedtuple("Usage", "total used free")
 
@@ -29,7 +29,7 @@ def test_the_line(tmp_path):
     found = LINE.fullmatch(estimate(job_of(chain(), tmp_path, group_size=32), samples_of(8, K)))
     assert found
     assert found[5] == f"{2 * K * K:,}"
-    assert int(found[2]) >= 300
+    assert 300 <= int(found[2].removesuffix(" MB")) < 400
 
 
 def test_disk_covers_what_is_written(tmp_path):
@@ -51,7 +51,7 @@ def test_disk_covers_what_is_written(tmp_path):
 @pytest.mark.parametrize("free", [0, 10_000])
 def test_too_small_a_disk_is_said_before_the_work(tmp_path, monkeypatch, free):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, free))
-    with pytest.raises(OutputError, match="solving needs about .* of disk, .* are free") as found:
+    with pytest.raises(OutputError, match=r"solving needs about .* of disk, .* are free") as found:
         estimate(job_of(chain(), tmp_path, group_size=32), samples_of(8, K))
     assert str(tmp_path) in str(found.value)
     assert "QCOMPILE_CACHE" in str(found.value)
@@ -65,7 +65,7 @@ def test_more_work_takes_longer(tmp_path):
         assert found
         return int(found[1])
 
-    assert seconds("rtn", 4096) < seconds("awq", 4096)
+    assert seconds("rtn", 16384) < seconds("awq", 16384)
     assert seconds("gptq", 64) < seconds("gptq", 8192)
 
 
