@@ -7,7 +7,7 @@ x. Section 3.2's clipping then narrows each group's range where that lowers the 
 output; here the error is taken over the group's own columns, from their block of the Hessian.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,8 @@ STEPS = 20
 CHANNELS = 512
 """Output channels of each weight on which exponents are compared, evenly spaced."""
 
-NARROWEST = 0.5
-"""The narrowest range that clipping tries, as a share of the whole."""
-
-CLIPS = 16
-"""Ranges that clipping tries."""
+NARROWER = 0.96 ** np.arange(24)
+"""Ranges that clipping tries, as shares of the whole; the narrowest is 0.39."""
 
 _SPAN = 1e4
 """Scales stay within this factor of their middle."""
@@ -95,11 +92,9 @@ def clipped_parameters(
         values = np.ascontiguousarray(weights[:, part], np.float64)
         block = hessian[part, part] / scale[part] / scale[part, None]
         alone = WeightFormat(format.bits, 0, format.symmetric, format.scale_type)
-        whole, zero = scales[:, [group]], zeros[:, [group]]
+        zero = zeros[:, [group]]
         best = np.full(len(values), np.inf)
-        for share in np.linspace(1, NARROWEST, CLIPS):
-            step = (whole * share).astype(format.scale_type)
-            step = np.where(step == 0, whole, step)
+        for step in _steps(scales[:, [group]], format):
             codes = round_to(values, alone, step, zero)
             moved = values - step.astype(np.float64) * (codes.astype(np.float64) - zero)
             error = np.einsum("rk,rk->r", moved @ block, moved)
@@ -107,6 +102,20 @@ def clipped_parameters(
             best[better] = error[better]
             scales[better, group] = step[better, 0]
     return scales, zeros
+
+
+def _steps(whole: Floats, format: WeightFormat) -> Iterator[Floats]:  # noqa: A002
+    """Yield the scales ``(R, 1)`` to try: narrower ones, on symmetric grids of either sign.
+
+    Symmetric grids have one code more below than above 0; the other sign puts it above.
+    """
+    ends = [1.0]
+    if format.symmetric:
+        ends.append(-format.middle / (format.middle - 1))
+    for end in ends:
+        for share in NARROWER:
+            step = (whole * (end * share)).astype(format.scale_type)
+            yield np.where(step == 0, whole, step)
 
 
 def _scale(magnitude: Floats, exponent: float) -> npt.NDArray[np.float32]:

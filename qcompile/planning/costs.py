@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompile.errors import OutputError
 from qcompile.graph.stages import cut, reader_groups
-from qcompile.numerics.awq import CHANNELS, CLIPS, STEPS
+from qcompile.numerics.awq import CHANNELS, NARROWER, STEPS
 from qcompile.numerics.groups import Floats
 from qcompile.planning.sequence import POSITIONS, Job
 from qcompile.planning.solve import SEARCHED, STEPS_OF_SWEEPS
@@ -91,7 +91,8 @@ def _solving(
         if asked in ("auto", "gptq", "awq+gptq"):
             seconds += (2 * columns**3 + rows * columns**2) / double + _CALL
         if asked in ("auto", "awq"):
-            seconds += STEPS * compared + CLIPS * (rows * columns / _PLAIN + _CALL)
+            clips = len(NARROWER) * (1 if layer.options.asymmetric else 2)
+            seconds += STEPS * compared + clips * (rows * columns / _PLAIN + _CALL)
         if asked in ("auto", "awq+gptq"):
             seconds += STEPS_OF_SWEEPS * (compared + part * columns**2 / double + _CALL)
             seconds += rows * columns**2 / double

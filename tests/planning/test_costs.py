@@ -14,7 +14,7 @@ from tests.planning.tools import graph_of, normal
 
 K = 64
 LINE = re.compile(
-    r"estimate: about (\d+) s, ([\d.]+ [MG]B) of memory, ([\d.]+) (MB) of disk for ([\d,]+) weights"
+    r"estimate: about (\d+) (?:s|min), ([\d.]+ [MG]B) of memory, ([\d.]+) (MB) of disk for ([\d,]+) weights"
 )
 Usage = namedtuple("Usage", "total used free")
 
@@ -63,7 +63,7 @@ def test_more_work_takes_longer(tmp_path):
         (tmp_path / algorithm).mkdir(exist_ok=True)
         found = LINE.fullmatch(estimate(job, samples_of(8, K)))
         assert found
-        return int(found[1])
+        return int(found[1]) * (60 if f"about {found[1]} min" in found[0] else 1)
 
     assert seconds("rtn", 16384) < seconds("awq", 16384)
     assert seconds("gptq", 64) < seconds("gptq", 8192)
