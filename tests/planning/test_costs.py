@@ -14,7 +14,8 @@ from tests.planning.tools import graph_of, normal
 
 K = 64
 LINE = re.compile(
-    r"estimate: about (\d+) (?:s|min), ([\d.]+ [MG]B) of memory, ([\d.]+) (MB) of disk for ([\d,]+) weights"
+    r"estimate: about (\d+) (?:s|min), ([\d.]+ [MG]B) of memory, ([\d.]+) (MB) of disk "
+    r"for ([\d,]+) weights"
 )
 Usage = namedtuple("Usage", "total used free")
 
