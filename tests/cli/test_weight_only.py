@@ -303,7 +303,7 @@ def stopped_at(folder: Path, count: int, number: signal.Signals) -> "subprocess.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 6, 7])
+@pytest.mark.parametrize("count", [0, 3, 7])
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     lab: Path, other: Path, count: int
 ) -> None:
