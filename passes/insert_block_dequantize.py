@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_initializer, lazy_tensor
+from qcompile.graph.edit import Names, add_initializer, drop_unread, lazy_tensor
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.numerics.groups import SolvedWeight
 from qcompile.passes.insert_qdq import NO_PLAN
@@ -68,8 +68,7 @@ class _Writer:
             self.weights[weight] = self._dequantized(place)
         node.replace_input_with(1, self.weights[weight])
         node.attributes.pop("transB", None)
-        if not weight.uses() and not weight.is_graph_output():
-            self.graph.initializers.pop(place.name)
+        drop_unread(weight)
 
     def _dequantized(self, place: Place) -> ir.Value:
         weight, plan = place.weight, place.plan

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_initializer, lazy_tensor, take_over
+from qcompile.graph.edit import Names, add_initializer, drop_unread, lazy_tensor, take_over
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.numerics import nbits
 from qcompile.passes.insert_qdq import NO_PLAN
@@ -82,8 +82,7 @@ class _Writer:
             result = self._sum(node, result, bias)
         take_over(result, node.outputs[0])
         self.graph.remove(node, safe=True)
-        if not weight.uses() and not weight.is_graph_output():
-            self.graph.initializers.pop(place.name)
+        drop_unread(weight)
 
     def _sum(self, node: ir.Node, product: ir.Value, bias: ir.Value) -> ir.Value:
         """Add a bias that the operator does not take."""

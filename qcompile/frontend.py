@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,16 @@ import onnx_ir as ir
 from qcompile.bundle import FileDigest, file_digest
 from qcompile.calibrate.cache import default_cache
 from qcompile.errors import EngineError, ModelError, PassError
+from qcompile.graph.digest import model_digest
 from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.graph.walk import all_nodes
+from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.passes import CANONICAL, lowering
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Scheme
 from qcompile.runtime.ort import Session
-from qcompile.runtime.staged import run_staged
+from qcompile.runtime.staged import STAGE_BYTES, run_staged
 from qcompile.samples import Array, Feeds, Port, Samples, Subset
 from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
@@ -31,9 +33,6 @@ from qcompile.source.support import describe_unknown, unknown_operators
 LARGE_SHARE = 0.25
 """Of the machine's memory: a model whose weights, widened to float32, take more is never loaded as
 a whole where the scheme can do without."""
-
-STAGE_BYTES = 200 << 20
-"""Of weights: what is loaded at once of a large model."""
 
 Run = Callable[[Feeds], dict[str, Array]]
 
@@ -72,6 +71,11 @@ class Loaded:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     session: Session | None
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of what the lowered graph computes."""
+        return model_digest(self.model)
 
 
 def load(
@@ -120,8 +124,7 @@ def load(
 
 def is_large(model: ir.Model) -> bool:
     """Say whether a model takes too much of the machine's memory to be loaded as a whole."""
-    tensors = (v.const_value for v in model.graph.initializers.values())
-    widened = sum(max(t.nbytes, 4 * t.size) for t in tensors if t is not None)
+    widened = sum(max(t.nbytes, 4 * t.size) for t in weight_tensors(model))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return widened > LARGE_SHARE * memory
 
@@ -171,7 +174,7 @@ def check_float(loaded: Loaded) -> None:
 
 
 def check_equivalence(
-    loaded: Loaded, samples: Samples, indices: Sequence[int], progress: Progress
+    loaded: Loaded, samples: Samples, indices: Sequence[int], jobs: int, progress: Progress
 ) -> float | None:
     """Return how far clean-up and lowering moved the outputs: the largest relative L2.
 
@@ -186,13 +189,13 @@ def check_equivalence(
         PassError: The distance is above ``LIMIT`` and above the model's own, or more integers
             differ than rounding explains.
     """
-    with _runners(loaded, Subset(samples, indices), progress) as (plain, lowered, other):
+    with _runners(loaded, Subset(samples, indices), jobs, progress) as (plain, lowered, other):
         return _moved(plain, lowered, other, samples, indices, progress)
 
 
 @contextmanager
 def _runners(
-    loaded: Loaded, samples: Samples, progress: Progress
+    loaded: Loaded, samples: Samples, jobs: int, progress: Progress
 ) -> Iterator[tuple[Run, Run, Run]]:
     """Give the source, the lowered graph, and the source computed in another way.
 
@@ -205,22 +208,14 @@ def _runners(
     source = ir.load(loaded.path)
     with ExitStack() as stack:
 
-        def staged(model: ir.Model, budget: int) -> Run:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=_scratch()))
-            return run_staged(
-                model,
-                samples,
-                Path(folder),
-                threads=os.cpu_count() or 1,
-                budget_bytes=budget,
-                progress=progress,
-            ).run
+        def staged(model: ir.Model, budget: int = STAGE_BYTES) -> Run:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_scratch())))
+            made = run_staged(
+                model, samples, folder, threads=jobs, budget_bytes=budget, progress=progress
+            )
+            return made.run
 
-        yield (
-            staged(source, STAGE_BYTES),
-            staged(loaded.model, STAGE_BYTES),
-            staged(source, STAGE_BYTES // 2),
-        )
+        yield staged(source), staged(loaded.model), staged(source, STAGE_BYTES // 2)
 
 
 def _scratch() -> Path:

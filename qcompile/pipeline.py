@@ -206,7 +206,7 @@ class _Job:
             self.log.notice("without samples, the clean-up was not compared with the source")
             return Canonicalization(passes=runs)
         indices = range(min(CHECKED if loaded.session else 1, len(samples)))
-        moved = check_equivalence(loaded, samples, indices, self.log)
+        moved = check_equivalence(loaded, samples, indices, self.recipe.jobs or 1, self.log)
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 
     @contextmanager

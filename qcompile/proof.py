@@ -1,7 +1,6 @@
 """The proof of an engine: its outputs, its layers and its speed against the float model."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +14,7 @@ from qcompile.compare.perplexity import perplexity_metric
 from qcompile.compare.results import Comparison
 from qcompile.data import Split
 from qcompile.errors import EngineError
-from qcompile.frontend import STAGE_BYTES, Loaded
-from qcompile.graph.walk import consumers
-from qcompile.numerics.grids import Codes, dequantize, quantize
-from qcompile.plan import Plan
+from qcompile.frontend import Loaded
 from qcompile.progress import Progress
 from qcompile.quantized import Quantized
 from qcompile.runtime.made_up import made_up_feeds
@@ -26,7 +22,7 @@ from qcompile.runtime.ort import Session
 from qcompile.runtime.prefill import first_token
 from qcompile.runtime.staged import StagedRun, run_staged
 from qcompile.runtime.timing import Timing, time_pair
-from qcompile.samples import Array, Feeds, InMemory
+from qcompile.samples import Feeds, InMemory
 
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
@@ -79,15 +75,8 @@ def _compare_staged(
     with tempfile.TemporaryDirectory(dir=engine.parent) as folder:
 
         def staged(path: Path, name: str) -> StagedRun:
-            model = ir.load(path)
-            return run_staged(
-                model,
-                samples,
-                Path(folder) / name,
-                threads=jobs,
-                budget_bytes=STAGE_BYTES,
-                progress=progress,
-            )
+            scratch = Path(folder) / name
+            return run_staged(ir.load(path), samples, scratch, threads=jobs, progress=progress)
 
         tested = staged(engine, "engine")
         if data.evaluation is None:
@@ -140,23 +129,6 @@ def layers(
         progress=progress,
     )
     return worst_first([*activations, *made.weights])
-
-
-def rounded_weights(
-    model: ir.Model, plan: Plan, solved: dict[str, Codes]
-) -> Iterator[tuple[str, str, Array, Array]]:
-    """Yield name, operator, values and dequantized codes of each planned weight."""
-    for name, tensor in plan.tensors.items():
-        value = model.graph.initializers.get(name)
-        if tensor.kind != "weight" or value is None or value.const_value is None:
-            continue
-        values = value.const_value.numpy()
-        grid = tensor.scales(), tensor.zero_points(), tensor.axis
-        codes = solved.get(name)
-        if codes is None:
-            codes = quantize(values, *grid, tensor.type)
-        operator = next((node.op_type for node, _ in consumers(value)), "")
-        yield name, operator, values, dequantize(codes, *grid)
 
 
 class Timings(NamedTuple):

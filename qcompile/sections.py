@@ -11,7 +11,7 @@ from qcompile.compare.layers import LayerError
 from qcompile.compare.results import Comparison
 from qcompile.frontend import Loaded
 from qcompile.graph.runner import PassRun
-from qcompile.graph.walk import all_graphs, all_nodes
+from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.graph.work import multiply_adds
 from qcompile.plan import Plan
 from qcompile.report.schema import (
@@ -63,8 +63,7 @@ def port_facts(port: Port) -> PortFacts:
 
 def parameters(model: ir.Model) -> int:
     """Return the elements of all float initializers."""
-    tensors = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
-    return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+    return sum(t.size for t in weight_tensors(model) if t.dtype.is_floating_point())
 
 
 def pass_records(runs: Iterable[PassRun]) -> tuple[PassRecord, ...]:

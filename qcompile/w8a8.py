@@ -1,5 +1,6 @@
 """The schemes int8 and int8-dynamic: statistics, plan, and the passes that write the plan in."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from qcompile.data import Split
 from qcompile.frontend import Loaded, check_float
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
-from qcompile.numerics.grids import Codes
+from qcompile.graph.walk import consumers
+from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
@@ -32,10 +34,9 @@ from qcompile.planning.plan import (
     wishes_of,
 )
 from qcompile.progress import StageLog
-from qcompile.proof import rounded_weights
 from qcompile.quantized import Quantized
 from qcompile.recipe import Cpu, Recipe
-from qcompile.samples import Subset
+from qcompile.samples import Array, Subset
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Target
 
@@ -95,7 +96,7 @@ class W8A8:
             model=model,
             plan=plan,
             runs=runs,
-            weights=compare_weights(rounded_weights(self.loaded.model, plan, codes)),
+            weights=compare_weights(_rounded_weights(self.loaded.model, plan, codes)),
             calibration=summary if statistics.tensors else None,
         )
 
@@ -132,7 +133,8 @@ class W8A8:
         model, samples = self.loaded.model, self.data.calibration
         probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
         if self.edited is not None:
-            check_plan(self.edited, model, self.target, self.cpu, self.recipe.scheme)
+            digest, scheme = self.loaded.digest, self.recipe.scheme
+            check_plan(self.edited, model, digest, self.target, self.cpu, scheme)
             edited = with_bias_scales(self.edited, model, self.target, self.log)
             return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log)
         planner = Planner(model, statistics, probed, self.recipe, self.target, self.cpu, self.log)
@@ -153,3 +155,20 @@ class W8A8:
             ]
         folder = dump_passes / "quantize" if dump_passes else None
         return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)
+
+
+def _rounded_weights(
+    model: ir.Model, plan: Plan, solved: dict[str, Codes]
+) -> Iterator[tuple[str, str, Array, Array]]:
+    """Yield name, operator, values and dequantized codes of each planned weight."""
+    for name, tensor in plan.tensors.items():
+        value = model.graph.initializers.get(name)
+        if tensor.kind != "weight" or value is None or value.const_value is None:
+            continue
+        values = value.const_value.numpy()
+        grid = tensor.scales(), tensor.zero_points(), tensor.axis
+        codes = solved.get(name)
+        if codes is None:
+            codes = quantize(values, *grid, tensor.type)
+        operator = next((node.op_type for node, _ in consumers(value)), "")
+        yield name, operator, values, dequantize(codes, *grid)

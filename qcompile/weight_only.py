@@ -16,7 +16,6 @@ from qcompile.calibrate.cache import default_cache
 from qcompile.data import Split
 from qcompile.errors import DataError, OutputError, QcompileError
 from qcompile.frontend import Loaded
-from qcompile.graph.digest import model_digest
 from qcompile.graph.runner import PassRun, run_passes
 from qcompile.passes.fold_input_scale import FoldInputScale
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
@@ -72,7 +71,7 @@ class WeightOnly:
             job = self._job()
             self._solve(job)
         plan = Plan(
-            model=model_digest(self.loaded.model),
+            model=self.loaded.digest,
             target=self.target.name,
             cpu=self.cpu,
             scheme=self.recipe.scheme,
@@ -87,7 +86,8 @@ class WeightOnly:
     def _job(self) -> Job:
         model, wishes = self.loaded.model, wishes_of(self.recipe)
         if self.edited:
-            check_plan(self.edited, model, self.target, self.cpu, self.recipe.scheme)
+            digest, scheme = self.loaded.digest, self.recipe.scheme
+            check_plan(self.edited, model, digest, self.target, self.cpu, scheme)
         selection = select_weights(model, self.target, self.recipe.weights, wishes, self.edited)
         return Job(
             model=model,
@@ -143,10 +143,16 @@ def rows(plan: Plan, selection: WeightSelection) -> tuple[WeightRow, ...]:
             op=layer.node.op_type,
             shape=(layer.rows, layer.columns),
             **plan.weights[layer.name].model_dump(
-                include={"bits", "group_size", "symmetric", "algorithm", "errors"}
+                include={
+                    "bits",
+                    "group_size",
+                    "symmetric",
+                    "algorithm",
+                    "errors",
+                    "accuracy_level",
+                    "level_error",
+                }
             ),
-            accuracy_level=plan.weights[layer.name].accuracy_level,
-            level_error=plan.weights[layer.name].level_error,
         )
         for layer in selection.layers
     )
@@ -165,7 +171,7 @@ def working_folder(
     """
     text = json.dumps(
         {
-            "model": model_digest(loaded.model),
+            "model": loaded.digest,
             "samples": samples_digest(data.calibration) if data.calibration else None,
             "recipe": recipe.model_dump(mode="json", exclude={"gates", "metric"}),
             "plan": plan.text() if plan else None,

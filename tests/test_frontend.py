@@ -44,13 +44,13 @@ def changed(folder: Path, bias: float) -> Loaded:
 
 def test_equal_integers_are_no_movement(tmp_path: Path) -> None:
     progress = Silent()
-    assert check_equivalence(loaded(tmp_path), SAMPLES, [0, 1], progress) == 0
+    assert check_equivalence(loaded(tmp_path), SAMPLES, [0, 1], 1, progress) == 0
     assert not progress.notices
 
 
 def test_other_integers_are_a_defect(tmp_path: Path) -> None:
     with pytest.raises(PassError, match=r"clean-up changed \d+ of 400 elements of output y"):
-        check_equivalence(changed(tmp_path, 10.0), SAMPLES, [0, 1], Silent())
+        check_equivalence(changed(tmp_path, 10.0), SAMPLES, [0, 1], 1, Silent())
 
 
 def test_a_tipped_decision_is_noticed_and_not_called_unchanged(tmp_path: Path) -> None:
@@ -60,5 +60,5 @@ def test_a_tipped_decision_is_noticed_and_not_called_unchanged(tmp_path: Path) -
     assert exact is not None
     differ = sum(int((exact.run(f)["y"] != found.run(f)["y"]).sum()) for f in feeds)
     assert 1 <= differ <= 4
-    assert check_equivalence(wrong, SAMPLES, [0, 1], progress) is None
+    assert check_equivalence(wrong, SAMPLES, [0, 1], 1, progress) is None
     assert [f"clean-up changed {differ} of 400 elements" in n for n in progress.notices] == [True]

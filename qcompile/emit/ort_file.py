@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from qcompile.errors import OutputError
 from qcompile.graph.walk import weight_bytes
-from qcompile.runtime.ort import Session, save_optimized
+from qcompile.runtime.ort import save_optimized
 
 EXTERNAL_BYTES = 1 << 29
 """Beyond this many bytes of weights they go to a file beside the model: protobuf ends at 2 GiB."""
@@ -32,15 +32,6 @@ def write_engine(model: ir.Model, path: Path) -> None:
             ir.save(ir.external_data.load_to_model(model), path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def load_engine(path: Path, threads: int) -> Session:
-    """Load the engine as its user will; the build fails here if it cannot be.
-
-    Raises:
-        EngineError: ONNX Runtime refuses it.
-    """
-    return Session(path, threads=threads)
 
 
 def write_optimized(path: Path) -> Path:

@@ -93,7 +93,7 @@ def remove_dead(nodes: Sequence[ir.Node]) -> None:
         read = [v for v in node.inputs if v is not None]
         graph.remove(node, safe=True)
         for value in read:
-            _drop_unread_initializer(value)
+            drop_unread(value)
 
 
 def remove_unread(last: ir.Node) -> None:
@@ -107,7 +107,8 @@ def remove_unread(last: ir.Node) -> None:
             waiting += [maker for maker in makers if maker is not None]
 
 
-def _drop_unread_initializer(value: ir.Value) -> None:
+def drop_unread(value: ir.Value) -> None:
+    """Remove an initializer that nobody reads; anything else stays."""
     if value.uses() or not value.is_initializer() or value.is_graph_output():
         return
     if value.graph is not None and not value.is_graph_input():

@@ -103,10 +103,15 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
     return found
 
 
+def weight_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield all initializers, subgraphs included; nothing is read."""
+    tensors = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
+    return (tensor for tensor in tensors if tensor is not None)
+
+
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all initializers, subgraphs included; nothing is read."""
-    tensors = (v.const_value for g in all_graphs(model) for v in g.initializers.values())
-    return sum(t.nbytes for t in tensors if t is not None)
+    return sum(tensor.nbytes for tensor in weight_tensors(model))
 
 
 def release(tensor: ir.TensorProtocol | None) -> None:

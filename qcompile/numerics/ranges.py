@@ -66,28 +66,6 @@ def range_of(
     return max(found[0], widest[0]), min(found[1], widest[1])
 
 
-def quantization_error(statistics: Histogram, low: float, high: float, levels: int) -> float:
-    """Return the expected mean squared error of storing the tensor on a grid.
-
-    Elements are taken as uniform within their bin (1/32 of an 8-bit step over the full range).
-
-    Args:
-        statistics: With a histogram.
-        low: Lower end of the range, at most 0.
-        high: Upper end of the range, at least 0.
-        levels: Grid points over the range; ``levels - 1`` of a type for a symmetric one.
-
-    Raises:
-        StatisticsError: The tensor has no histogram.
-    """
-    density = density_of(statistics)
-    if high <= low:
-        return power(statistics)
-    if density.total == 0.0:
-        return 0.0
-    return float(density.rounding_error(_one(low), _one(high), levels)[0]) / density.total
-
-
 def power(statistics: Histogram) -> float:
     """Return the mean square of the elements, 0 for an empty tensor.
 
@@ -96,10 +74,6 @@ def power(statistics: Histogram) -> float:
     """
     total, _, squares = density_of(statistics).moments()
     return squares / total if total else 0.0
-
-
-def _one(value: float) -> Floats:
-    return np.asarray([value], np.float64)
 
 
 def _minmax(statistics: Histogram) -> Range:
@@ -158,7 +132,7 @@ def _coarse(density: Density, widest: Range, points: int, *, symmetric: bool) ->
         end - part for end, part in zip((total, first, second), density.below(highs), strict=True)
     ]
     clipped_high = above[2] - 2 * highs * above[1] + highs * highs * above[0]
-    half_bin = _one(density.width)
+    half_bin = np.asarray([density.width])
     at_zero = density.below(half_bin)[0] - density.below(-half_bin)[0]
     noise = (total - at_zero) * ((highs - lows) / (points - 1)) ** 2 / 12
     best = int(np.argmin(clipped_low + clipped_high + noise))

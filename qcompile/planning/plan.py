@@ -312,8 +312,10 @@ def assemble(
     )
 
 
-def check_plan(plan: Plan, model: ir.Model, target: Target, cpu: Cpu, scheme: str) -> None:
-    """Check a plan that the user gave against the model and the target.
+def check_plan(
+    plan: Plan, model: ir.Model, digest: str, target: Target, cpu: Cpu, scheme: str
+) -> None:
+    """Check a plan that the user gave against the model, of that digest, and the target.
 
     Raises:
         PlanError: It was made for something else, or names what the model lacks.
@@ -328,7 +330,7 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, cpu: Cpu, scheme: st
                 f"--plan: it is for {what} {found}, this build is for {wanted}: build with "
                 f"{option}, or without --plan"
             )
-    if plan.model != model_digest(model):
+    if plan.model != digest:
         raise PlanError("--plan: it belongs to another model (the graph's sha256 differs)")
     nodes = {node.name: node for node in model.graph.all_nodes()}
     for name, entry in plan.nodes.items():

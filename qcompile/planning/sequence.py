@@ -9,6 +9,7 @@ at the group where it stopped, with the same bits.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Job:
     jobs: int
     progress: Progress
 
-    @property
+    @cached_property
     def store(self) -> SolvedStore:
         """Where solved weights are kept."""
         return SolvedStore(self.folder / "weights")

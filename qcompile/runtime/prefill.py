@@ -76,10 +76,13 @@ def first_token(feeds: Mapping[str, Array], inputs: Sequence[Port]) -> dict[str,
         inputs: The model's inputs.
 
     Returns:
-        None where the model reads no tokens, fixes their number, or needs what does not follow.
+        None where the model reads no tokens, fixes their number, or needs what does not follow, and
+        where there is one token only.
     """
     port = tokens_input(inputs)
     if port is None or port.name not in feeds or feeds[port.name].ndim != 2:
+        return None
+    if feeds[port.name].shape[1] == 1:
         return None
     if port.shape and isinstance(port.shape[1], int):
         return None

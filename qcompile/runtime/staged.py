@@ -20,6 +20,9 @@ from qcompile.runtime.activations import ActivationStore
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Feeds, Samples, feeds_digest
 
+STAGE_BYTES = 200 << 20
+"""Of weights, as stored: what is loaded at once of a large model."""
+
 Visit = Callable[[int, Array], None]
 """Looks at the activation of one sample: its index, and the array."""
 
@@ -128,7 +131,7 @@ def run_staged(
     folder: Path,
     *,
     threads: int,
-    budget_bytes: int,
+    budget_bytes: int = STAGE_BYTES,
     progress: Progress | None = None,
 ) -> StagedRun:
     """Run a model on all samples, stage by stage, however large it is.

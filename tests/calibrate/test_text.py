@@ -22,7 +22,7 @@ from qcompile.progress import Silent
 from qcompile.recipe import Recipe, Text
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
-from qcompile.runtime.prefill import completed, logits_output, tokens_input
+from qcompile.runtime.prefill import completed, first_token, logits_output, tokens_input
 from qcompile.samples import Port, samples_digest
 from tests.assets import asset, needs_assets
 from tests.languages import HEADS, VOCABULARY, WIDTH, decoder, prose, tokenizer_json
@@ -456,6 +456,15 @@ def test_inputs_that_follow_from_the_tokens(port, expected):
 def test_inputs_that_do_not(port):
     feeds = {"input_ids": np.zeros((2, 5), I64)}
     assert completed(feeds, (*IDS, port)).keys() == feeds.keys()
+
+
+def test_a_step_of_generation_is_one_token_of_several():
+    feeds = {"input_ids": np.arange(10).reshape(2, 5)}
+    ids = Port("input_ids", I64, ("b", "t"))
+    step = first_token(feeds, [ids])
+    assert step is not None
+    np.testing.assert_array_equal(step["input_ids"], [[0], [5]])
+    assert first_token(step, [ids]) is None
 
 
 def test_what_a_sample_has_is_kept(tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import StatisticsError
-from qcompile.numerics.ranges import power, quantization_error, range_of
+from qcompile.numerics.density import density_of
+from qcompile.numerics.ranges import power, range_of
 from qcompile.statistics import BINS, TensorStatistics
 from tests.numerics.test_histogram import statistics_of
 
@@ -159,9 +160,10 @@ def test_an_offset_keeps_its_elements(method):
 def test_error_and_power_from_the_histogram_match_the_data(kind):
     values = data(kind)
     statistics = statistics_of(values)
+    density = density_of(statistics)
     for low, high in ((min(values.min(), 0), max(values.max(), 0)), (-1.0, 2.0), (-0.5, 0.0)):
-        found = quantization_error(statistics, float(low), float(high), 256)
-        assert found == pytest.approx(raw_error(values, low, high, 256), rel=0.02)
+        found = density.rounding_error(np.array([low]), np.array([high]), 256)[0]
+        assert found / density.total == pytest.approx(raw_error(values, low, high, 256), rel=0.02)
     assert power(statistics) == pytest.approx(np.mean(values.astype(np.float64) ** 2), rel=1e-3)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qcompile.calibrate.collect import collect
 from qcompile.errors import PlanError
+from qcompile.graph.digest import model_digest
 from qcompile.graph.runner import run_passes
 from qcompile.numerics.grids import Codes
 from qcompile.passes.insert_qdq import InsertQdq
@@ -208,10 +209,12 @@ def good() -> tuple[ir.Model, Plan]:
 
 def test_a_plan_fits_its_own_model(good):
     model, plan = good
-    check_plan(plan, model, ORT_CPU, "vnni", "int8")
-    check_plan(Plan.model_validate_json(plan.text()), model, ORT_CPU, "vnni", "int8")
+    check_plan(plan, model, model_digest(model), ORT_CPU, "vnni", "int8")
+    check_plan(
+        Plan.model_validate_json(plan.text()), model, model_digest(model), ORT_CPU, "vnni", "int8"
+    )
     plain = plan.model_copy(update={"tensors": {}, "nodes": {}})
-    check_plan(plain, model, ORT_CPU, "vnni", "int8")
+    check_plan(plain, model, model_digest(model), ORT_CPU, "vnni", "int8")
 
 
 def rescaled(plan: Plan, name: str, factor: float) -> Plan:
@@ -263,7 +266,9 @@ def test_each_wrong_edit_is_one_line_that_names_the_entry(edit, good):
     model, plan = good
     update, message = EDITS[edit]
     with pytest.raises(PlanError, match=f"--plan: .*{message}") as caught:
-        check_plan(plan.model_copy(update=update), model, ORT_CPU, "vnni", "int8")
+        check_plan(
+            plan.model_copy(update=update), model, model_digest(model), ORT_CPU, "vnni", "int8"
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -323,4 +328,4 @@ def test_each_wrong_grid_is_one_line_that_names_the_tensor(edit, good):
     tensor = TensorPlan.model_validate(plan.tensors[name].model_dump() | update)
     edited = plan.model_copy(update={"tensors": plan.tensors | {name: tensor}})
     with pytest.raises(PlanError, match=f"--plan: tensor {name}: .*{message}"):
-        check_plan(edited, model, ORT_CPU, "vnni", "int8")
+        check_plan(edited, model, model_digest(model), ORT_CPU, "vnni", "int8")
