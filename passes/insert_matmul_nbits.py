@@ -136,5 +136,5 @@ def _attributes(place: Place) -> dict[str, int]:
         "N": place.rows,
         "bits": nbits.storage_bits(form),
         "block_size": nbits.block_size(form, place.columns),
-        "accuracy_level": place.plan.accuracy_level,
+        "accuracy_level": place.plan.accuracy_level or 0,
     }

@@ -95,7 +95,7 @@ class WeightPlan(Frozen):
         algorithm: What solved for the codes.
         errors: Relative L2 error of the readers' outputs on held-back samples, by algorithm.
         accuracy_level: Of ``MatMulNBits``: 0 computes as the graph is typed, 4 with int8
-            activations. Standard operators have no such choice.
+            activations. None for standard operators: the runtime decides.
         level_error: Relative L2 error that the level adds at the readers' outputs, if measured.
         input_scaled: The codes are of the weight times a scale a column (AWQ).
         permuted: The codes stand in another order of columns (act-order without static groups).
@@ -108,7 +108,7 @@ class WeightPlan(Frozen):
     scale_type: Literal["float32", "float16"] = "float32"
     algorithm: Algorithm = "rtn"
     errors: dict[Algorithm, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    accuracy_level: Literal[0, 1, 2, 3, 4] = 0
+    accuracy_level: Literal[0, 1, 2, 3, 4] | None = None
     level_error: Annotated[float, Field(ge=0)] | None = None
     input_scaled: bool = False
     permuted: bool = False

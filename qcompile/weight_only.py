@@ -141,6 +141,7 @@ def rows(plan: Plan, selection: WeightSelection) -> tuple[WeightRow, ...]:
         WeightRow(
             name=layer.name,
             op=layer.node.op_type,
+            node=layer.node.name or "",
             shape=(layer.rows, layer.columns),
             **plan.weights[layer.name].model_dump(
                 include={

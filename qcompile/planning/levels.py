@@ -27,11 +27,11 @@ class Level:
     """What one weight's kernel computes with.
 
     Attributes:
-        level: ``accuracy_level``; 0 also for forms without one.
+        level: ``accuracy_level``; None for forms without one: the runtime decides.
         error: Relative L2 error that it adds at the output; None where it was not measured.
     """
 
-    level: int
+    level: int | None
     error: float | None
 
 
@@ -48,7 +48,7 @@ def choose_level(
     """
     levels = target.weight_only.widths[options.bits].levels
     if not levels:
-        return Level(0, None)
+        return Level(None, None)
     if options.accuracy_level is not None:
         levels = (options.accuracy_level,)
     if rows is None:

@@ -153,14 +153,13 @@ def _edited_options(
     for name, entry in plan.weights.items():
         if name not in model.graph.initializers:
             raise PlanError(f"--plan: weight {name} is not in the model")
-        asked = {
+        asked: dict[str, object] = {
             "bits": entry.bits,
             "group_size": entry.group_size,
             "asymmetric": not entry.symmetric,
             "algorithm": entry.algorithm,
+            "accuracy_level": entry.accuracy_level,
         }
-        if target.weight_only.levels:
-            asked["accuracy_level"] = entry.accuracy_level
         found[name] = weights.model_copy(update=asked)
         try:
             _check(target, found[name])

@@ -12,13 +12,17 @@ from qcompile.report.schema import WeightRow
 WORST = 8
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
 _ACTIVATIONS = {4: "int8 activations", 0: "float activations"}
+_OPEN = (
+    "what products compute with is up to the runtime: ONNX Runtime takes int8 activations unless "
+    "its session option session.qdq_matmulnbits_accuracy_level is 1"
+)
 
 
 def weight_lines(weights: Sequence[WeightRow]) -> RenderableType | None:
     """Return what weights were made of and how well; None where there are none."""
     if not weights:
         return None
-    levels = sorted({row.accuracy_level for row in weights}, reverse=True)
+    levels = list(dict.fromkeys(row.accuracy_level for row in weights))
     judged = [row for row in weights if row.errors]
     summary = lines(
         text.listed(Counter(_format(row) for row in weights)),
@@ -39,6 +43,8 @@ def _format(row: WeightRow) -> str:
 def _level(rows: Sequence[WeightRow]) -> str:
     """Say what kernels of one accuracy level compute with, and what that costs."""
     level = rows[0].accuracy_level
+    if level is None:
+        return _OPEN
     said = f"accuracy level {level} ({_ACTIVATIONS.get(level, 'see MatMulNBits')}): {len(rows)}"
     errors = [row.level_error for row in rows if row.level_error is not None]
     if not level or not errors:
@@ -64,13 +70,18 @@ def _worst(judged: Sequence[WeightRow]) -> RenderableType:
     tried = [name for name in ALGORITHMS if any(name in row.errors for row in judged)]
     worst = sorted(judged, key=lambda row: -(row.errors.get(row.algorithm) or 0))[:WORST]
     rows = [
-        (*(text.percent(row.errors.get(name)) for name in tried), row.algorithm, row.name)
+        (*(text.percent(row.errors.get(name)) for name in tried), row.algorithm, _place(row))
         for row in worst
     ]
     if len(judged) > 1:
         averages = (_average(judged, name) for name in tried)
         rows.insert(0, (*averages, "", f"average of {len(judged)}; the worst:"))
     return table((*tried, "taken", "weight"), rows, left=2)
+
+
+def _place(row: WeightRow) -> str:
+    """Return the weight, and its node where that says more: exporters number most weights."""
+    return f"{row.name} ({row.node})" if row.node else row.name
 
 
 def _average(judged: Sequence[WeightRow], algorithm: str) -> str:

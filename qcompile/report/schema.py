@@ -270,24 +270,26 @@ class WeightRow(Section):
     """A weight in few bits.
 
     Attributes:
+        node: The first that reads it.
         shape: Output channels, and weights that each sums over.
         group_size: Weights that share a scale; 0 for the whole channel.
         algorithm: That of the codes.
         errors: Relative L2 error at the layer's output on held-back samples, by algorithm; rtn is
             rounding to the nearest codes. Empty where there were no samples.
-        accuracy_level: Of the kernel: 4 computes with int8 activations.
+        accuracy_level: Of the kernel: 4 computes with int8 activations. None: the runtime decides.
         level_error: Relative L2 error that this adds, where it was measured.
     """
 
     name: str
     op: str = ""
+    node: str = ""
     shape: tuple[int, int] = (0, 0)
     bits: int = 0
     group_size: int = 0
     symmetric: bool = True
     algorithm: str = ""
     errors: dict[str, Number] = {}
-    accuracy_level: int = 0
+    accuracy_level: int | None = None
     level_error: Number = None
 
 

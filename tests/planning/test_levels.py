@@ -74,7 +74,7 @@ def test_without_inputs_nothing_is_measured():
 
 
 def test_a_form_without_levels_has_none():
-    assert choose_level(ONNX_STD, Weights(group_size=32), solved(), calm()) == Level(0, None)
+    assert choose_level(ONNX_STD, Weights(group_size=32), solved(), calm()) == Level(None, None)
 
 
 @pytest.mark.parametrize(("algorithm", "static"), [("awq", True), ("gptq", False)])

@@ -65,6 +65,13 @@ def test_without_samples_there_is_no_table_of_errors() -> None:
     assert "%" not in text
 
 
+def test_standard_operators_leave_the_level_to_the_runtime() -> None:
+    text = said(row("a", accuracy_level=None, level_error=None, node="/mlp/up/MatMul"), width=200)
+    assert "up to the runtime" in text
+    assert "accuracy level" not in text
+    assert "a (/mlp/up/MatMul)" in text
+
+
 def test_plain_rounding_is_not_compared_with_itself() -> None:
     text = said(row("a", algorithm="rtn", errors={"rtn": 0.1}))
     assert "held-back samples: 10.00 % on average\n" in text.replace(" \n", "\n")
