@@ -2,8 +2,8 @@
 
 usage: python -m tests.benchmarks [PART ...] [--models A,B] [--blocks N] [--work DIR]
 
-Parts are accuracy, speed, calibration, solver, weights and large; without any, all but large are
-run: that one takes about 20 GB of disk.
+Parts are accuracy, methods, speed, calibration, solver, weights and large; without any, all but
+large are run: that one takes about 20 GB of disk. The README's table is made anew, too.
 """
 
 import argparse
@@ -17,15 +17,17 @@ from tests.benchmarks import (
     accuracy,
     calibration,
     large,
+    methods,
     models,
     solver,
     speed,
     suite,
+    summary,
     weights,
 )
 from tests.benchmarks.table import Table
 
-PARTS = ("accuracy", "speed", "calibration", "solver", "weights", "large")
+PARTS = ("accuracy", "methods", "speed", "calibration", "solver", "weights", "large")
 PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
@@ -46,6 +48,7 @@ def main() -> None:
         real, shaped, texts = ([n for n in g if n in chosen] for g in (real, shaped, texts))
     tables = {
         "accuracy": lambda: accuracy.measure(work, real),
+        "methods": lambda: methods.measure(work, [n for n in real if n != accuracy.SPEECH]),
         "speed": lambda: speed.measure(work, [*real, *shaped]),
         "calibration": lambda: calibration.measure(work),
         "solver": solver.measure,
@@ -54,22 +57,28 @@ def main() -> None:
     }
     whole = not options.models and options.blocks == large.BLOCKS
     page = (ROOT / "docs" if whole else work) / "benchmarks.md"
-    _write(page, {part: tables[part]() for part in options.parts or PARTS[:-1]})
+    for part in options.parts or PARTS[:-1]:
+        sections = _write(page, part, tables[part]())
+        if whole and part in ("accuracy", "speed"):
+            readme = ROOT / "README.md"
+            text = readme.read_text("utf-8")
+            made = summary.filled(text, sections["accuracy"], sections["speed"], _stamp())
+            readme.write_text(made, "utf-8")
 
 
-def _write(page: Path, measured: dict[str, Table]) -> None:
-    """Write the page; parts that were not run keep their section of last time."""
+def _write(page: Path, measured: str, table: Table) -> dict[str, str]:
+    """Write a part to the page; others keep their section of last time. Return all sections."""
     sections = dict.fromkeys(PARTS, "")
     if page.exists():
         for part in PARTS:
             _, _, rest = page.read_text("utf-8").partition(_opening(part))
             sections[part] = rest.partition(_CLOSING)[0]
-    for part, table in measured.items():
-        sections[part] = f"\n{table.markdown()}\n{_stamp()}\n"
+    sections[measured] = f"\n{table.markdown()}\n{_stamp()}\n"
     body = [f"{_opening(part)}{text}{_CLOSING}" for part, text in sections.items() if text]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join([_HEAD, *body]) + "\n", "utf-8")
     print(f"wrote {page}")
+    return sections
 
 
 def _stamp() -> str:

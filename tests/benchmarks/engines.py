@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from qcompile.recipe import Gates, Recipe
 from tests.benchmarks.peers import PEERS, Feeds
 
 NAMES = ("FP", *PEERS, "qcompile")
@@ -41,14 +42,15 @@ def build_all(
     return built
 
 
-def compiled(model: Path, feeds: Sequence[Feeds], folder: Path) -> Path:
-    """Build with qcompile's defaults; a slow engine is kept, to be measured."""
+def compiled(
+    model: Path, feeds: Sequence[Feeds], folder: Path, recipe: Recipe | None = None
+) -> Path:
+    """Build with qcompile, by its defaults or a recipe; a slow engine is kept, to be measured."""
     import qcompile
-    from qcompile.recipe import Gates, Recipe
 
     samples = sample_folder(feeds, folder / f"{model.stem}-calib")
     output = folder / f"{model.stem}-qcompile"
-    recipe = Recipe(gates=Gates(allow_slower=True))
+    recipe = recipe or Recipe(gates=Gates(allow_slower=True))
     started = time.perf_counter()
     qcompile.build(model, calib=samples, output=output, recipe=recipe, force=True)
     console.print(f"{model.stem}: qcompile: {time.perf_counter() - started:.1f} s")

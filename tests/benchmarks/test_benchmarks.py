@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 
 from tests.assets import needs_assets
-from tests.benchmarks import models, scoring, speed, suite
+from tests.benchmarks import models, scoring, speed, suite, summary
 from tests.benchmarks.engines import sample_folder
 from tests.benchmarks.scoring import Measured
 from tests.benchmarks.table import Table
@@ -112,3 +112,25 @@ def test_table_in_markdown(capsys):
     table.add("1", "2")
     assert table.markdown() == "## T\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     assert capsys.readouterr().out == "1 | 2\n"
+
+
+def test_the_readme_shows_the_best_of_the_peers():
+    accuracy = Table("a", ["model", "FP", "d", "all", "w", "NNCF", "qcompile"])
+    accuracy.rows = [
+        ["net", "80", "1", "79.5", "fails", "78", "79.9"],
+        ["stories260k", "3.3", "48", "5", "3.4", "fails", "3.35"],
+    ]
+    speed = Table("s", ["model", "FP ms", "d", "all", "w", "NNCF", "qcompile"])
+    ours = "1.40x (1.39 to 1.42)"
+    speed.rows = [
+        ["net", "1", "0.5x (0 to 1)", "1.30x (1 to 2)", "fails", "1.20x (1 to 2)", ours],
+        ["shape", "9", "fails", "fails", "fails", "fails", ours],
+    ]
+    text = "above\n<!-- results -->\nold\n<!-- end -->\nbelow\n"
+    made = summary.filled(text, accuracy.markdown(), speed.markdown(), "On a PC.")
+    assert made.startswith("above\n<!-- results -->\n| model |")
+    assert made.endswith("On a PC.\n<!-- end -->\nbelow\n")
+    assert "| net (top-1) | 80 | 79.5 | 78 | 79.9 | 1.30x | 1.40x |" in made
+    assert "| stories260k (perplexity) | 3.3 | 3.4 | fails | 3.35 |  |  |" in made
+    assert "| shape (random weights) | | | | | fails | 1.40x |" in made
+    assert summary.filled(made, accuracy.markdown(), speed.markdown(), "On a PC.") == made
