@@ -28,6 +28,8 @@ def tail(node: ir.Node, rules: Mapping[str, OperatorRule]) -> ir.Value:
     """Return the value that carries a node's codes: its output, or that of what it absorbs."""
     value = node.outputs[0]
     reader = only_consumer(value)
+    if reader is not None and reader.graph is not node.graph:
+        return value  # inside an If or Loop: stays in float
     rule = rules.get(reader.op_type) if reader is not None and not reader.domain else None
     if reader is None or rule is None or rule.role is not Role.ABSORBED:
         return value

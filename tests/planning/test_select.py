@@ -267,6 +267,22 @@ def test_subgraphs_stay_in_float_and_their_nodes_are_listed():
     assert set(found.weights) == {"v"}
 
 
+def test_a_relu_inside_a_branch_is_not_absorbed():
+    body = """
+    [c] a = Conv(x, v)
+    [if] y = If (flag) <
+      then_branch = t () => (float[1, 16, 12, 12] p) { [inner] p = Relu(a) },
+      else_branch = e () => (float[1, 16, 12, 12] q) { [other] q = Relu(x) }
+    >
+    """
+    model = graph_of("bool flag, float[1, 16, 12, 12] x", body, v=WEIGHTS["v"])
+    feeds = {"flag": np.asarray(True), "x": normal(5, 1, 16, 12, 12)}
+    built = quantize_graph(model, samples=[feeds])
+    assert not built.selection.absorbed
+    assert built.precision()["c"] == "int8"
+    assert not built.missing()
+
+
 def test_a_weight_that_is_also_an_input_is_no_constant():
     model = graph_of(ROWS, "[n] y = MatMul(x, s)", s=WEIGHTS["s"])
     model.graph.inputs.append(model.graph.initializers["s"])
