@@ -217,7 +217,7 @@ class _Job:
         if self.recipe.scheme != "weight-only":
             yield W8A8(loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
             return
-        with working_folder(loaded, data, self.recipe, edited) as folder:
+        with working_folder(loaded, data, self.recipe, edited, self.log) as folder:
             parts = (loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
             yield WeightOnly(*parts, folder)
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from qcompile.bundle import versions
 from qcompile.calibrate.cache import default_cache
+from qcompile.calibrate.leftovers import PREFIX, clear
 from qcompile.data import Split
 from qcompile.errors import DataError, OutputError, QcompileError
 from qcompile.frontend import Loaded
@@ -25,7 +26,7 @@ from qcompile.planning.costs import estimate
 from qcompile.planning.plan import check_plan, wishes_of
 from qcompile.planning.sequence import Job, round_weights, solve_weights
 from qcompile.planning.weights import WeightSelection, select_weights
-from qcompile.progress import StageLog
+from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Cpu, Recipe
 from qcompile.report.schema import WeightRow
@@ -161,11 +162,12 @@ def rows(plan: Plan, selection: WeightSelection) -> tuple[WeightRow, ...]:
 
 @contextmanager
 def working_folder(
-    loaded: Loaded, data: Split, recipe: Recipe, plan: Plan | None
+    loaded: Loaded, data: Split, recipe: Recipe, plan: Plan | None, progress: Progress
 ) -> Iterator[Path]:
     """Give the folder in which such a build works; it is there again after a kill.
 
-    Model, samples, options and versions make its name. It is removed when the build ends well.
+    Model, samples, options and versions make its name. It is removed when the build ends well;
+    those of other builds are told of, and removed when they are old.
 
     Raises:
         OutputError: The cache cannot be written, or another build works there.
@@ -180,7 +182,7 @@ def working_folder(
         },
         sort_keys=True,
     )
-    folder = default_cache() / f"solving-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    folder = default_cache() / f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -191,6 +193,7 @@ def working_folder(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"{folder}: another build solves the same weights; wait") from error
+        clear(folder, progress)
         try:
             yield folder
         except QcompileError:

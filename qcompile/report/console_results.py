@@ -138,8 +138,14 @@ def render_diagnosis(result: Diagnosis) -> RenderableType:
             ("versions", lines(versions)),
             ("runtimes", table(("name", "version", "state"), rows, left=3)),
             ("can build", lines(*builds)),
+            ("cache", lines(result.cache)),
+            ("unfinished", table(("folder", "size", "days ago"), _unfinished(result), left=1)),
         ]
     )
+
+
+def _unfinished(result: Diagnosis) -> list[tuple[str, ...]]:
+    return [(one.folder, text.size(one.size), f"{one.days:.0f}") for one in result.unfinished]
 
 
 def _uses(entry: RuntimeEntry) -> str:

@@ -181,12 +181,22 @@ class RuntimeEntry(Section):
     devices: tuple[str, ...] = ()
 
 
+class UnfinishedEntry(Section):
+    """Work of a weight-only build that did not end: bytes on disk, days since the last write."""
+
+    folder: str
+    size: int
+    days: float
+
+
 class Diagnosis(Section):
     """What this machine is and what can be built on it.
 
     Attributes:
         cpu: Instruction set that engines are built for by default.
         builds: Target to whether it can be built here, or what is missing.
+        cache: Folder of statistics and of unfinished builds (``QCOMPILE_CACHE``).
+        unfinished: Those builds that were stopped, or still run.
     """
 
     cpu: str
@@ -194,3 +204,5 @@ class Diagnosis(Section):
     versions: dict[str, str]
     runtimes: tuple[RuntimeEntry, ...]
     builds: dict[str, str]
+    cache: str
+    unfinished: tuple[UnfinishedEntry, ...]

@@ -97,6 +97,18 @@ def test_doctor_knows_runtimes_devices_and_what_can_be_built(run: Run) -> None:
     assert found["builds"] == dict.fromkeys(names, "yes")
 
 
+def test_doctor_lists_unfinished_builds(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "solving-abc"
+    folder.mkdir(parents=True)
+    (folder / "a.npz").write_bytes(bytes(2_000_000))
+    asked = {"QCOMPILE_CACHE": str(tmp_path / "cache")}
+    found = run("doctor", "--json", **asked).json()
+    assert found["cache"] == asked["QCOMPILE_CACHE"]
+    (only,) = found["unfinished"]
+    assert (only["folder"], only["size"]) == ("solving-abc", 2_000_000)
+    assert "solving-abc" in run("doctor", **asked).out
+
+
 # -- streams ------------------------------------------------------------------------------------
 
 
@@ -140,15 +152,22 @@ def test_debug_shows_the_traceback_before_the_line(run: Run) -> None:
     assert done.err.splitlines()[-1] == "error: none.onnx: no such file"
 
 
+BUILD = "build net.onnx --int8 --calib data.npz --allow-slower --min-speedup 0.001 --force -o"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", ["NO_COLOR", None])
-def test_no_color_is_honoured(run: Run, net: Path, variable: str | None) -> None:
-    more = {variable: "1"} if variable else {}
-    options = ("--dynamic", "--allow-slower", "--min-speedup", "0.001")
-    done = run("build", "net.onnx", *options, FORCE_COLOR="1", TERM="xterm", **more)
-    assert done.code == 0, done.err
-    assert "passed" in done.out
-    assert ("\x1b[32m" in done.out) == (variable is None)
+def test_builds_with_colour_without_it_and_without_streams(run: Run, net: Path) -> None:
+    """The files of a build must not become its stdout, where the runtime would print into them."""
+    x = np.random.default_rng(0).normal(size=(40, 8)).cumsum(1).astype(np.float32)
+    np.savez(net / "data.npz", x=x)
+    for more in ({}, {"NO_COLOR": "1"}):
+        done = run(*BUILD.split(), "open", FORCE_COLOR="1", TERM="xterm", **more)
+        assert done.code == 0, done.err
+        assert "passed" in done.out
+        assert ("\x1b[32m" in done.out) == (not more)
+    assert shell(net, f"qcompile {BUILD} closed >&- 2>&- <&-").code == 0
+    for name in ("model.onnx", "plan.json"):
+        assert (net / "open" / name).read_bytes() == (net / "closed" / name).read_bytes()
 
 
 def test_reader_that_leaves_gives_no_traceback(net: Path) -> None:
@@ -177,18 +196,6 @@ def test_missing_streams_do_no_harm(net: Path, closed: str) -> None:
     done = shell(net, f"qcompile inspect net.onnx {closed}")
     assert done.code == 0
     assert "Traceback" not in done.out + done.err
-
-
-@pytest.mark.slow
-def test_build_without_streams_is_the_same(run: Run, net: Path) -> None:
-    """The files of a build must not become its stdout, where the runtime would print into them."""
-    options = f"build net.onnx --int8 --calib {net / 'data.npz'} --allow-slower -o"
-    x = np.random.default_rng(0).normal(size=(40, 8)).cumsum(1).astype(np.float32)
-    np.savez(net / "data.npz", x=x)
-    assert run(*options.split(), "open", "-q").code == 0
-    assert shell(net, f"qcompile {options} closed >&- 2>&- <&-").code == 0
-    for name in ("model.onnx", "plan.json"):
-        assert (net / "open" / name).read_bytes() == (net / "closed" / name).read_bytes()
 
 
 # -- what stops a command ------------------------------------------------------------------------
