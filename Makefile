@@ -34,7 +34,7 @@ demo: .venv/cpu ## Set up, then quantize the digits sample
 	$(BIN)/qcompile build $(DEMO)/digits.onnx --int8 --calib $(DEMO)/calib.npz --eval $(DEMO)/eval.npz -o demo-out --force
 
 test: setup check ## Set up, then run all checks and all tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: lint types layers ## Static checks alone; nothing is written
 
@@ -53,7 +53,7 @@ layers: setup ## import-linter: imports point downwards
 	$(BIN)/lint-imports
 
 golden: setup ## Rewrite the golden dumps; read the diff before committing
-	$(BIN)/pytest tests/passes/test_golden.py --update-golden
+	$(BIN)/pytest tests/passes/test_golden*.py --update-golden
 
 bench: .venv-bench/done ## Benchmarks against the peers; writes docs/benchmarks.md
 	.venv-bench/bin/python -m tests.benchmarks

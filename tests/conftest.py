@@ -1,9 +1,12 @@
-"""Hypothesis profiles, and the switch that rewrites golden files."""
+"""Hypothesis profiles, one BLAS thread a process, and the switch that rewrites golden files."""
 
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# pytest -n runs a test on each core: BLAS threads of all of them would spin against each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 settings.register_profile(
     "default",

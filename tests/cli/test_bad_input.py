@@ -98,25 +98,17 @@ def domain_is_unknown(folder: Path) -> None:
     onnx.save(perceptron(16, op="Frobnicate", domain="my.ops"), folder / "net.onnx")
 
 
-def save_external(folder: Path) -> onnx.ModelProto:
+def save_external(folder: Path, **options: str) -> onnx.ModelProto:
     """Store the weights beside the model; return the model as it is in the file."""
     (folder / "net.onnx").unlink()
     onnx.save(
-        perceptron(64),
+        perceptron(64, **options),
         folder / "net.onnx",
         save_as_external_data=True,
         location="weights.bin",
         size_threshold=0,
     )
     return onnx.load(folder / "net.onnx", load_external_data=False)
-
-
-def relocated(folder: Path, entry: str, value: str) -> None:
-    model = save_external(folder)
-    for pair in model.graph.initializer[1].external_data:
-        if pair.key == entry:
-            pair.value = value
-    onnx.save(model, folder / "net.onnx")
 
 
 def external_is_missing(folder: Path) -> None:
@@ -131,12 +123,11 @@ def external_is_short(folder: Path) -> None:
 
 
 def external_is_above(folder: Path) -> None:
-    relocated(folder, "location", "../secret.bin")
+    model = save_external(folder)
+    place = next(p for p in model.graph.initializer[1].external_data if p.key == "location")
+    place.value = "../secret.bin"
+    onnx.save(model, folder / "net.onnx")
     (folder.parent / "secret.bin").write_bytes(b"\0" * 65536)
-
-
-def external_is_absolute(folder: Path) -> None:
-    relocated(folder, "location", "/dev/zero")
 
 
 def external_is_a_link_outside(folder: Path) -> None:
@@ -144,10 +135,6 @@ def external_is_a_link_outside(folder: Path) -> None:
     (folder.parent / "secret.bin").write_bytes((folder / "weights.bin").read_bytes())
     (folder / "weights.bin").unlink()
     (folder / "weights.bin").symlink_to("../secret.bin")
-
-
-def external_begins_before_the_file(folder: Path) -> None:
-    relocated(folder, "offset", "-8")
 
 
 BAD_MODELS = [
@@ -163,28 +150,19 @@ BAD_MODELS = [
     (external_is_missing, "external data of tensor w0 is missing: no file"),
     (external_is_short, "of weights.bin, which has only"),
     (external_is_above, "points outside the model's folder: '../secret.bin'"),
-    (external_is_absolute, "points outside the model's folder: '/dev/zero'"),
     (external_is_a_link_outside, "points outside the model's folder: 'weights.bin'"),
-    (external_begins_before_the_file, "tensor w1 has a bad offset: '-8'"),
 ]
 
 
 @pytest.mark.slow
-def test_good_external_data_builds(run: Run, inputs: Path) -> None:
-    save_external(inputs)
+def test_good_external_data_and_an_operator_of_the_runtime_build(run: Run, inputs: Path) -> None:
+    save_external(inputs, op="QuickGelu", domain="com.microsoft")
     done = run("build", "net.onnx", "--calib", "data", "-o", "out", "--allow-slower", "--json")
     assert done.code == 0, done.err
+    report = done.json()
     size = sum((inputs / name).stat().st_size for name in ("net.onnx", "weights.bin"))
-    assert done.json()["model"]["bytes"] == size
-
-
-@pytest.mark.slow
-def test_foreign_operator_that_the_runtime_has_stays_in_float(run: Run, inputs: Path) -> None:
-    onnx.save(perceptron(16, op="QuickGelu", domain="com.microsoft"), inputs / "net.onnx")
-    done = run("build", "net.onnx", "--calib", "data", "-o", "out", "--allow-slower", "--json")
-    assert done.code == 0, done.err
-    float_ops = {node["op"] for node in done.json()["plan"]["float_nodes"]}
-    assert "QuickGelu" in float_ops
+    assert report["model"]["bytes"] == size
+    assert "QuickGelu" in {node["op"] for node in report["plan"]["float_nodes"]}
 
 
 # -- the data --------------------------------------------------------------------------------
@@ -245,11 +223,9 @@ BAD_DATA = [
     (spoilt(z=GOOD), "07.npz: input 'x' is missing; the sample has z"),
     (spoilt(x=GOOD, z=GOOD), "07.npz: the model has no input 'z'"),
     (spoilt(x=np.ones((1, 9), np.float32)), "07.npz: input 'x' must have shape (n, 8), not (1, 9)"),
-    (spoilt(x=np.ones((1, 8, 1), np.float32)), "07.npz: input 'x' must have shape"),
     (spoilt(x=np.ones((1, 8), np.complex64)), "07.npz: input 'x' must be float32, not complex64"),
     (spoilt(x=np.full((1, 8), "1")), "07.npz: input 'x' must be float32, not <U1"),
     (spoilt(x=np.full((1, 8), np.nan, np.float32)), "07.npz: input 'x' is nan"),
-    (spoilt(x=np.full((1, 8), np.inf, np.float32)), "07.npz: input 'x' is inf"),
     (spoilt(x=np.array([{"a": 1}], object)), "07.npz: x.npy: holds Python objects"),
     (data_is_truncated, "07.npz: cannot be read"),
     (data_is_pickled, "07.npy: holds Python objects"),
@@ -337,16 +313,25 @@ def test_bad_recipe(run: Run, inputs: Path, content: str, named: str) -> None:
 # -- the other commands ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil", [no_model, model_is_truncated, weight_is_nan, domain_is_unknown])
+INSPECT = ("inspect", "net.onnx")
+CALIBRATE = ("calibrate", "net.onnx", "--calib", "data")
+COMPARE = ("compare", "good.onnx", "net.onnx", "--data", "data")
+BENCH = ("bench", "good.onnx", "net.onnx")
+
+
+# Each command meets a model that cannot be read, and one that cannot be run.
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "spoil"),
     [
-        ("inspect", "net.onnx"),
-        ("calibrate", "net.onnx", "--calib", "data"),
-        ("compare", "good.onnx", "net.onnx", "--data", "data"),
-        ("bench", "good.onnx", "net.onnx"),
+        (INSPECT, no_model),
+        (INSPECT, domain_is_unknown),
+        (CALIBRATE, model_is_truncated),
+        (CALIBRATE, weight_is_nan),
+        (COMPARE, no_model),
+        (COMPARE, weight_is_nan),
+        (BENCH, model_is_truncated),
+        (BENCH, domain_is_unknown),
     ],
-    ids=lambda arguments: arguments[0],
 )
 def test_bad_model_in_other_commands(
     run: Run, inputs: Path, spoil: Spoil, arguments: tuple[str, ...]

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from tests.cli import process
 from tests.cli.conftest import Run
 from tests.cli.nets import CALIB, MODEL, arrays
 from tests.cli.process import answer
@@ -54,13 +55,27 @@ def yielded(folder: Path) -> tuple[str, ...]:
     return ("digits_data:samples",)
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose cache knows the statistics."""
+    return tmp_path_factory.mktemp("known")
+
+
+@pytest.fixture(scope="module")
+def expected(known: Path) -> Any:
+    """What ``calibrate`` says of all images in one archive."""
+    np.savez(known / "all.npz", image=IMAGES)
+    return answer(process.run(known, "calibrate", MODEL, "--calib", "all.npz", "--json", "-q"))
+
+
 @pytest.mark.parametrize("form", [archives, plain_arrays, pictures, yielded])
 def test_every_form_gives_the_same_statistics(
-    run: Run, tmp_path: Path, form: Callable[[Path], tuple[str, ...]]
+    known: Path, expected: Any, form: Callable[[Path], tuple[str, ...]]
 ) -> None:
-    np.savez(tmp_path / "all.npz", image=IMAGES)
-    expected = answer(run("calibrate", MODEL, "--calib", "all.npz", "--json", "-q"))
-    found = answer(run("calibrate", MODEL, "--calib", *form(tmp_path), "--json", "-q"))
+    folder = known / form.__name__
+    folder.mkdir()
+    command = ("calibrate", MODEL, "--calib", *form(folder), "--json", "-q")
+    found = answer(process.run(folder, *command, QCOMPILE_CACHE=str(known / "cache")))
     assert (found["found"], found["samples"]) == (COUNT, expected["samples"]) == (40, 32)
     assert found["tensors"] == expected["tensors"]
     assert found["reused"] == len(found["tensors"]) > 0  # known by their content

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from tests.cli import process
 from tests.cli.conftest import Run
 from tests.cli.nets import model_of, perceptron, write_data
 from tests.cli.process import Ended, answer
@@ -108,35 +109,44 @@ def test_libraries_do_not_write_on_stderr(run: Run, net: Path) -> None:
     refused(done, "error: net.onnx: ", "nowhere")
 
 
+DYNAMIC = ("build", "net.onnx", "--dynamic", "--cpu", "vnni", "--allow-slower", "-q", "--json")
+
+
+@pytest.fixture(scope="module")
+def many_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build into ``out`` for a CPU with VNNI by too many jobs; two weights lie in ``w.bin``."""
+    folder = tmp_path_factory.mktemp("jobs")
+    model = perceptron(64, layers=2)
+    for weight, place in zip(model.graph.initializer, ("a", "b"), strict=True):
+        (folder / place).mkdir()
+        (folder / place / "w.bin").write_bytes(weight.raw_data)
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=f"{place}/w.bin")
+    onnx.save(model, folder / "net.onnx")
+    answer(process.run(folder, *DYNAMIC, "--jobs", "100000", "-o", "out"))
+    return folder
+
+
 @pytest.mark.slow
-def test_jobs_end_at_the_number_of_cores(run: Run, net: Path) -> None:
-    options = ("--dynamic", "--jobs", "100000", "--allow-slower", "-o", "out", "-q", "--json")
-    report = answer(run("build", "net.onnx", *options))
+def test_jobs_end_at_the_number_of_cores(many_jobs: Path) -> None:
+    report = json.loads((many_jobs / "out" / "report.json").read_text())
     assert report["recipe"]["jobs"] == os.cpu_count()
     assert any("--jobs 100000" in notice for notice in report["notices"])
 
 
 @pytest.mark.slow
-def test_the_cpu_is_noticed_only_where_weights_became_int8(run: Run, net: Path) -> None:
-    options = ("build", "net.onnx", "--dynamic", "--cpu", "vnni", "--allow-slower", "--json")
-    for name, more, noticed in (("int8", (), True), ("float", ("--exclude", "*"), False)):
-        report = answer(run(*options, "-o", name, "-q", *more))
-        assert any("VNNI" in notice for notice in report["notices"]) == noticed
-    done = run("build", "net.onnx", "--cpu", "vnni", "--calib", "none")
-    assert done.code == 2
-    assert "VNNI" not in done.err
+def test_the_manifest_tells_files_of_one_name_apart(many_jobs: Path) -> None:
+    manifest = json.loads((many_jobs / "out" / "manifest.json").read_text())
+    assert sorted(manifest["source"]) == ["a/w.bin", "b/w.bin", "net.onnx"]
 
 
 @pytest.mark.slow
-def test_the_manifest_tells_files_of_one_name_apart(run: Run, net: Path) -> None:
-    model = perceptron(64, layers=2)
-    for weight, folder in zip(model.graph.initializer, ("a", "b"), strict=True):
-        (net / folder).mkdir()
-        (net / folder / "w.bin").write_bytes(weight.raw_data)
-        weight.ClearField("raw_data")
-        weight.data_location = onnx.TensorProto.EXTERNAL
-        weight.external_data.add(key="location", value=f"{folder}/w.bin")
-    onnx.save(model, net / "net.onnx")
-    answer(run("build", "net.onnx", "--dynamic", "--allow-slower", "-o", "out", "-q", "--json"))
-    manifest = json.loads((net / "out" / "manifest.json").read_text())
-    assert sorted(manifest["source"]) == ["a/w.bin", "b/w.bin", "net.onnx"]
+def test_the_cpu_is_noticed_only_where_weights_became_int8(many_jobs: Path) -> None:
+    int8 = json.loads((many_jobs / "out" / "report.json").read_text())
+    left = answer(process.run(many_jobs, *DYNAMIC, "--exclude", "*", "-o", "float"))
+    for report, noticed in ((int8, True), (left, False)):
+        assert any("VNNI" in notice for notice in report["notices"]) == noticed
+    done = process.run(many_jobs, "build", "net.onnx", "--cpu", "vnni", "--calib", "none")
+    assert done.code == 2
+    assert "VNNI" not in done.err

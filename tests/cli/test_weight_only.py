@@ -95,20 +95,21 @@ def test_a_person_sees_the_errors(lab: Path) -> None:
     assert "accuracy level 4 (int8 activations)" in shown
 
 
-def test_more_bits_and_none_of_data(lab: Path) -> None:
-    """Plain rounding needs no samples, whatever of rtn and auto was said."""
+def test_more_bits_and_none_of_data(lab: Path, gptq: Any) -> None:
+    """Plain rounding needs no samples, whatever of rtn and auto was said; ends can stay float."""
     asked = ("build", "a.onnx", "--allow-slower", "--json", "-q")
-    errors = {}
-    for bits in ("2", "8"):
-        more = ("--algorithm", "rtn") * (bits == "2")
+    ends = ("--float-last", "--exclude", "project_*")
+    ways = {"2": (("--algorithm", "rtn"), LAYERS), "8": (ends, ["down", "up"])}
+    for bits, (more, names) in ways.items():
         build = (*asked, "--weight-bits", bits, *more, "-o", f"bits{bits}")
         found = answer(process.run(lab, *build))
+        assert sorted(row["name"] for row in found["weights"]) == names
         assert {row["algorithm"] for row in found["weights"]} == {"rtn"}
         assert {row["bits"] for row in found["weights"]} == {int(bits)}
         assert all(row["errors"] == {} for row in found["weights"])
         assert "without samples all weights are rounded to the nearest codes" in found["notices"]
-        errors[bits] = (lab / f"bits{bits}" / "model.onnx").stat().st_size
-    assert errors["2"] < errors["8"]
+    sizes = [(lab / name / "model.onnx").stat().st_size for name in ("bits2", "gptq")]
+    assert sizes[0] < sizes[1] == gptq["artifacts"][0]["bytes"]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +146,6 @@ def test_what_is_refused(lab: Path, arguments: tuple[str, ...], message: str) ->
     assert message in line
     assert not (lab / "none").exists()
     assert not list((lab / "cache").glob("solving-*"))
-
-
-def test_the_first_layers_can_stay_in_float(lab: Path) -> None:
-    asked = ("build", "a.onnx", "--int4", "--allow-slower", "--json", "-q", "-o", "ends")
-    found = answer(process.run(lab, *asked, "--float-last", "--exclude", "project_*"))
-    assert sorted(row["name"] for row in found["weights"]) == ["down", "up"]
 
 
 def test_the_standard_form_runs_anywhere(lab: Path) -> None:
@@ -279,10 +274,6 @@ def solved(folder: Path) -> list[Path]:
     return list(folder.glob("cache/solving-*/weights/*.npz"))
 
 
-def started(folder: Path, out: str) -> "subprocess.Popen[str]":
-    return start(folder, *GPTQ, "-o", out)
-
-
 @pytest.fixture
 def other(lab: Path, gptq: Any, tmp_path: Path) -> Path:
     """The same inputs in a folder with a cache of its own."""
@@ -293,32 +284,44 @@ def other(lab: Path, gptq: Any, tmp_path: Path) -> Path:
 
 
 def stopped_at(folder: Path, count: int, number: signal.Signals) -> "subprocess.Popen[str]":
-    """Start a build and send it a signal once so many weights are solved."""
-    build = started(folder, "out")
+    """Start a build and send it a signal once so many weights are solved.
+
+    At 0 it has its folder, but is still before the first weight: the samples run.
+    """
+    pattern = "cache/solving-*/weights/*.npz" if count else "cache/solving-*/lock"
+    build = start(folder, *GPTQ, "-o", "out")
     deadline = time.monotonic() + 90
-    while len(solved(folder)) < count and build.poll() is None and time.monotonic() < deadline:
+    while build.poll() is None and time.monotonic() < deadline:
+        if len(list(folder.glob(pattern))) >= max(count, 1):
+            break
         time.sleep(0.001)
     build.send_signal(number)
     return build
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 3, 7])
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(
-    lab: Path, other: Path, count: int
-) -> None:
-    if count == 0:  # before the first weight: while the samples run
-        build = started(other, "out")
-        while not list(other.glob("cache/solving-*/lock")) and build.poll() is None:
-            time.sleep(0.001)
-        build.send_signal(signal.SIGKILL)
-    else:
-        build = stopped_at(other, count, signal.SIGKILL)
-    assert ended(build).code == -signal.SIGKILL
-    assert len(solved(other)) >= count
-    assert not (other / "out").exists()
+def refused_beside(folder: Path) -> None:
+    """Assert that a second build of the same is refused."""
+    line = one_line(process.run(folder, *GPTQ, "-o", "second", "-q"))
+    assert "another build solves the same weights" in line
+    assert not (folder / "second").exists()
 
-    finished = ended(started(other, "out"))
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_three_times_gives_the_same_bytes(lab: Path, other: Path) -> None:
+    """Before the first weight; after some, while another build tries its luck; after the last."""
+    for count in (0, 3, 7):
+        build = stopped_at(other, count, signal.SIGSTOP if count == 3 else signal.SIGKILL)
+        try:
+            if count == 3:
+                assert build.poll() is None
+                refused_beside(other)
+        finally:
+            build.kill()
+        assert ended(build).code == -signal.SIGKILL
+        assert len(solved(other)) >= count
+        assert not (other / "out").exists()
+
+    finished = process.run(other, *GPTQ, "-o", "out")
     assert finished.code == 0, finished.err
     assert bytes_of(other / "out") == bytes_of(lab / "gptq")
     assert not list(other.glob("cache/solving-*"))
@@ -328,33 +331,14 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_damaged_weight_of_a_killed_build_is_named(other: Path) -> None:
-    ended(stopped_at(other, 4, signal.SIGKILL))
-    path = solved(other)[0]
-    path.write_bytes(path.read_bytes()[:-200])
-    done = process.run(other, *GPTQ, "-o", "out", "-q")
-    line = one_line(done)
-    assert "is lost or damaged" in line
-    folder = path.parent
-    assert f"remove the folder {folder} to solve again" in line
-
-
-@pytest.mark.slow
-def test_ctrl_c_keeps_what_is_solved(other: Path) -> None:
+def test_ctrl_c_keeps_what_is_solved_and_a_damaged_weight_is_named(other: Path) -> None:
     done = ended(stopped_at(other, 3, signal.SIGINT))
     assert done.code == 130
     assert "Traceback" not in done.err
     assert len(solved(other)) >= 3
 
-
-@pytest.mark.slow
-def test_two_builds_of_the_same_do_not_mix(lab: Path, other: Path) -> None:
-    first = stopped_at(other, 1, signal.SIGSTOP)
-    try:
-        line = one_line(process.run(other, *GPTQ, "-o", "second", "-q"))
-        assert "another build solves the same weights" in line
-        assert not (other / "second").exists()
-    finally:
-        first.send_signal(signal.SIGCONT)
-    assert ended(first).code == 0
-    assert bytes_of(other / "out") == bytes_of(lab / "gptq")
+    path = solved(other)[0]
+    path.write_bytes(path.read_bytes()[:-200])
+    line = one_line(process.run(other, *GPTQ, "-o", "out", "-q"))
+    assert "is lost or damaged" in line
+    assert f"remove the folder {path.parent} to solve again" in line

@@ -253,7 +253,7 @@ def test_formats_that_do_not_exist():
 
 @pytest.mark.slow
 def test_a_large_matrix_needs_little_memory():
-    """32000 x 4096 of float16: the codes are 125 MiB; beside them there is little."""
+    """16000 x 4096 of float16: the codes are 62 MiB; beside them there is little."""
     code = """
 import numpy as np
 from qcompile.numerics.groups import WeightFormat, round_nearest
@@ -261,13 +261,13 @@ from tests.memory import peak_kib
 used = WeightFormat(4, 128)
 weights = np.random.default_rng(0).standard_normal((1000, 4096)).astype(np.float16)
 round_nearest(weights, used, search=True)  # compiles
-weights = np.tile(weights, (32, 1))
+weights = np.tile(weights, (16, 1))
 before = peak_kib()
 round_nearest(weights, used, search=True)
 print(peak_kib() - before)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) / 1024 <= 300
+    assert int(found.stdout) / 1024 <= 150
 
 
 def test_importing_is_cheap():

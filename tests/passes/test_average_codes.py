@@ -5,11 +5,11 @@ import onnx
 import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from qcompile.passes.average_codes import AverageCodes
-from qcompile.passes.infer_shapes import InferShapes
 from qcompile.runtime.ort import Session, kernels
+from tests.passes.quantized import typed
 
 
 def pool_of_codes(shape: list[int], zero: int, *, shared: bool) -> ir.Model:
@@ -20,25 +20,8 @@ def pool_of_codes(shape: list[int], zero: int, *, shared: bool) -> ir.Model:
         helper.make_node("GlobalAveragePool", ["d"], ["p"]),
         helper.make_node("Exp", ["p"], ["y"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-            for name in (["y", "p", "d"] if shared else ["y"])
-        ],
-        [
-            numpy_helper.from_array(np.asarray(0.013, np.float32), "s"),
-            numpy_helper.from_array(np.asarray(zero, np.uint8), "z"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 21)]
-    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    for number, node in enumerate(model.graph):
-        node.name = f"n{number}"
-    InferShapes()(model)
-    return model
+    outputs = ["y", "p", "d"] if shared else ["y"]
+    return typed(nodes, shape, outputs, {"s": np.float32(0.013), "z": np.uint8(zero)})
 
 
 @settings(max_examples=25)

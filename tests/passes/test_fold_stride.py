@@ -6,64 +6,16 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.passes.fold_stride import FoldStride
-from qcompile.passes.infer_shapes import InferShapes
 from qcompile.runtime.ort import Session, kernels
+from tests.passes.quantized import quantized_conv
 
-Weights = dict[str, np.ndarray]
 REFUSALS = {
     "it has too little arithmetic",
     "its kernels would grow too much",
     "its last row or column is read by no kernel",
 }
-
-
-def quantized_conv(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    count: int,
-    kernel: tuple[int, int],
-    code: type[np.integer] = np.uint8,
-    **attributes: object,
-) -> ir.Model:
-    """QDQ around one Conv with a bias; the batch is dynamic."""
-    channels = shape[0] // int(attributes.get("group", 1))  # type: ignore[call-overload]
-    steps = rng.uniform(0.01, 0.02, count).astype(np.float32)
-    weights: Weights = {
-        "s": np.float32(0.02),
-        "z": rng.integers(0, 100, ()).astype(code),
-        "w": rng.integers(-127, 128, (count, channels, *kernel)).astype(np.int8),
-        "ws": steps,
-        "wz": np.zeros(count, np.int8),
-        "b": rng.integers(-1000, 1000, count).astype(np.int32),
-        "bs": np.float32(0.02) * steps,
-        "bz": np.zeros(count, np.int32),
-        "t": np.float32(0.3),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["c"]),
-        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["d"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["k"], axis=0),
-        helper.make_node("DequantizeLinear", ["b", "bs", "bz"], ["a"], axis=0),
-        helper.make_node("Conv", ["d", "k", "a"], ["f"], **attributes),
-        helper.make_node("QuantizeLinear", ["f", "t", "z"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "t", "z"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 21)]
-    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
-    for number, node in enumerate(model.graph):
-        node.name = f"n{number}"
-    InferShapes()(model)
-    return model
 
 
 @settings(max_examples=25)
@@ -81,7 +33,7 @@ def test_same_codes_and_still_an_int8_kernel(seed, channels, form, size, pads, s
     attributes: dict[str, object] = {"strides": [stride, stride], "pads": pads}
     if spelled:
         attributes["kernel_shape"] = kernel
-    model = quantized_conv(rng, (channels, *size), 256, tuple(kernel), **attributes)
+    model = quantized_conv(rng, (channels, *size), 256, kernel, **attributes)
     x = {"x": rng.normal(1, 1, (2, channels, *size)).astype(np.float32)}
     before = Session(model).run(x)["y"]
     step = FoldStride()

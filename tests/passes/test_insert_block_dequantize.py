@@ -12,7 +12,7 @@ from qcompile.numerics.groups import WeightFormat
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.plan import WeightPlan
 from qcompile.runtime.ort import Session, kernels
-from tests.passes.weights import HOLDS, plan_of, relative, rewritten, solved_for
+from tests.passes.weights import HOLDS, linear, plan_of, relative, rewritten, solved_for
 from tests.planning.tools import feeds_of, graph_of, normal
 
 FORMATS = [(2, 16), (2, 0), (3, 32), (3, 0), (4, 16), (4, 32), (4, 128), (4, 0), (8, 64), (8, 0)]
@@ -20,16 +20,6 @@ FORMATS = [(2, 16), (2, 0), (3, 32), (3, 0), (4, 16), (4, 32), (4, 128), (4, 0),
 
 def planned(bits: int = 4, group_size: int = 32, **more: object) -> WeightPlan:
     return WeightPlan(bits=bits, group_size=group_size, form="dequantize", **more)
-
-
-def linear(call: str, k: int = 50, n: int = 7, seed: int = 0, rank: int = 2) -> ir.Model:
-    shape = {1: f"{k}", 2: f"3, {k}", 3: f"2, 3, {k}", 4: f"2, 1, 3, {k}"}[rank]
-    weights = {"w": normal(seed, k, n, scale=0.2)}
-    if "transB" in call:
-        weights["w"] = np.ascontiguousarray(weights["w"].T)
-    if "b)" in call:
-        weights["b"] = normal(seed + 1, n)
-    return graph_of(f"float[{shape}] x", f"[n] y = {call}", **weights)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -72,7 +62,7 @@ def test_types_and_shapes_in_the_file():
         (planned(8, 64, symmetric=False), "UINT8", (1, 7)),
         (planned(**rows), "UINT4", (4, 7)),
     ):
-        stored = rewritten(linear("MatMul(x, w)"), {"w": plan}).model.graph.initializers
+        stored = rewritten(linear("MatMul(x, w)", 50), {"w": plan}).model.graph.initializers
         assert stored["w.codes"].dtype is ir.DataType[codes]
         assert stored["w.codes"].shape == ir.Shape((50, 7))
         assert tuple(stored["w.scale"].shape) == grid

@@ -17,8 +17,28 @@ from qcompile.passes.insert_qdq import NO_PLAN
 from qcompile.plan import NodePlan, Plan, WeightPlan
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Feeds
+from tests.planning.tools import graph_of, normal
 
 HOLDS = frozenset({Fact.WORKING_OPSET, Fact.NAMED, Fact.TYPED, Fact.INPUTS_SCALED})
+
+
+def linear(call: str, k: int = 150, n: int = 7, seed: int = 0, rank: int = 2) -> ir.Model:
+    """Build ``n: y = call``, such as ``MatMul(x, w)`` or ``Gemm <transB=1> (x, w, b)``.
+
+    Args:
+        call: The only node; its input x has ``rank`` dimensions, the last one ``k``.
+        k: Rows of the weight w ``(k, n)``, or its columns with transB.
+        n: Columns of the weight; numbers of the bias b, where the call reads one.
+        seed: Of the constants.
+        rank: 1 to 4.
+    """
+    shape = {1: f"{k}", 2: f"3, {k}", 3: f"2, 3, {k}", 4: f"2, 1, 3, {k}"}[rank]
+    weights = {"w": normal(seed, k, n, scale=0.2)}
+    if "transB" in call:
+        weights["w"] = np.ascontiguousarray(weights["w"].T)
+    if "b)" in call:
+        weights["b"] = normal(seed + 1, n)
+    return graph_of(f"float[{shape}] x", f"[n] y = {call}", **weights)
 
 
 def lies_by_rows(model: ir.Model, name: str) -> bool:
