@@ -6,7 +6,6 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 from onnx_ir.external_data import set_base_dir
-from onnxscript.version_converter import ConvertVersionPass
 
 from qcompile.errors import ModelError
 from qcompile.graph.protocol import Effect, Fact, GraphPass
@@ -51,6 +50,8 @@ class ConvertOpset(GraphPass):
             )
         try:
             if found >= _OLDEST_OF_ONNXSCRIPT:
+                from onnxscript.version_converter import ConvertVersionPass
+
                 ConvertVersionPass(self.opset)(model)
             else:
                 _convert_with_onnx(model, self.opset)

@@ -1,4 +1,4 @@
-"""Hypothesis profiles, one BLAS thread a process, and the switch that rewrites golden files."""
+"""Hypothesis profiles, the environment of all processes, the switch that rewrites golden files."""
 
 import os
 
@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, settings
 
 # pytest -n runs a test on each core: BLAS threads of all of them would spin against each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Commands are run as users run them: hundreds of processes, which keep their bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile(
     "default",

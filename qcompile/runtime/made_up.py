@@ -27,7 +27,7 @@ def made_up_feeds(inputs: Sequence[Port]) -> dict[str, Array]:
     }
 
 
-def _made_up(port: Port, rng: np.random.Generator) -> Array:
+def _made_up(port: Port, rng: "np.random.Generator") -> Array:
     shape = tuple(dim if isinstance(dim, int) else DYNAMIC for dim in port.shape or ())
     if port.dtype == np.dtype(object):
         return np.full(shape, "", dtype=object)
