@@ -2,9 +2,11 @@
 
 A layer ``y = x W^T`` equals ``y = (x / s) (W s)^T`` for any positive scale s of its input columns.
 Rounding ``W s`` makes the error of column k smaller by ``s_k``; the group's step grows with the
-largest scaled weight. Section 3.2 searches ``s = m^alpha``, m the mean magnitude of the columns of
-x. Section 3.2's clipping then narrows each group's range where that lowers the error at the
-output; here the error is taken over the group's own columns, from their block of the Hessian.
+largest scaled weight. Section 3.2 searches ``s = m^a``, m the mean magnitude of the columns of x;
+the authors' program ``s = m^a / v^(1-a)``, v the mean magnitude of the columns of W, each weight as
+a share of its group's largest. Both are tried here. Section 3.2's clipping then narrows each
+group's range where that lowers the error at the output: here under the Hessian, and with the
+errors of the groups before it, which it may cancel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,118 +14,165 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.numerics.gptq import output_error_on
 from qcompile.numerics.groups import (
     Codes,
     Floats,
     SolvedWeight,
     WeightFormat,
     group_parameters,
-    round_to,
 )
+from qcompile.numerics.hessian import Wide, output_error
 
-STEPS = 20
-"""Exponents that are tried, evenly spaced between 0 and 1."""
+STEPS = 5
+"""Exponents of each kind of scale that are tried, evenly spaced from 0 to below 1."""
 
-CHANNELS = 512
-"""Output channels of each weight on which exponents are compared, evenly spaced."""
+CHANNELS = 256
+"""Output channels of each weight on which scales are compared, evenly spaced."""
 
 NARROWER = 0.96 ** np.arange(24)
 """Ranges that clipping tries, as shares of the whole; the narrowest is 0.39."""
+
+_AT_ONCE = 1 << 16
+"""Weights that are rounded to all ranges together: 75 MB."""
 
 _SPAN = 1e4
 """Scales stay within this factor of their middle."""
 
 
+Narrow = npt.NDArray[np.float32]
+
 Rounding = Callable[[Floats, npt.NDArray[np.float32]], SolvedWeight]
-"""Rounds a scaled weight ``(R, K)``; its second argument is the scale ``(K,)``."""
+"""Rounds a weight ``(R, K)`` times a scale ``(K,)``; its result says so in ``input_scale``."""
 
 
 def input_scale(
     weights: Sequence[Floats],
-    rows: Floats,
+    hessian: Wide,
     magnitude: Floats,
+    group_size: int,
     rounding: Rounding,
-    steps: int = STEPS,
 ) -> npt.NDArray[np.float32] | None:
     """Search the scale of the input columns that layers with the same input share.
 
     Args:
         weights: One ``(R, K)`` for each layer.
-        rows: ``(n, K)``, inputs of the layers.
+        hessian: ``(K, K)``, ``X^T X`` of the layers' inputs up to a factor.
         magnitude: ``(K,)``, mean magnitude of each input column over all samples.
-        rounding: How the scaled weights will be rounded: to the nearest codes, or by GPTQ.
-        steps: Exponents that are tried, evenly spaced between 0 and 1.
+        group_size: Of the format.
+        rounding: How the weights will be rounded.
 
     Returns:
-        float32 ``(K,)``, or None where no scale lowers the error on ``rows``.
+        float32 ``(K,)``, or None where no scale lowers the error.
     """
     parts = [_spread(weight).astype(np.float64) for weight in weights]
-    found, least = None, np.inf
-    for step in range(steps):
-        scale = _scale(magnitude, step / steps)
-        moved = (rounding(part * scale, scale).stored() / scale - part for part in parts)
-        error = sum(output_error_on(difference, rows) for difference in moved)
+    # of all rows: what only those that are compared have in common would fit just them
+    share = sum((_shares(weight, group_size) for weight in weights), np.zeros(len(magnitude)))
+    found, least = None, float("inf")
+    for scale in (None, *_scales(magnitude, share)):
+        basis = np.ones(len(magnitude), np.float32) if scale is None else scale
+        moved = (part - rounding(part, basis).values() for part in parts)
+        error = sum(output_error(difference, hessian) for difference in moved)
         if error < least:
-            least, found = error, scale if step else None
+            least, found = error, scale
     return found
 
 
-def clipped_parameters(
+def round_clipped(
     weights: Floats,
-    hessian: Floats,
-    scale: Floats,
+    hessian: Wide,
+    scale: npt.NDArray[np.float32],
     format: WeightFormat,  # noqa: A002 - the word of SolvedWeight
-) -> tuple[Floats, Codes]:
-    """Return scales and zero points ``(R, G)``, each range narrowed to the least output error.
+) -> SolvedWeight:
+    """Round to the nearest codes, each group's range narrowed to the least output error.
+
+    Groups are taken one after another. With e the errors of a group and E those of the groups
+    before it, the range is the one with the least ``e H_ee e^T + 2 E H_Ee e^T``.
 
     Args:
-        weights: ``(R, K)``, scaled.
-        hessian: ``(K, K)``, ``X^T X`` of the layer's inputs up to a factor. Only the blocks of the
-            groups on its diagonal are read.
-        scale: ``(K,)``, what inputs are divided by.
+        weights: ``(R, K)``.
+        hessian: ``(K, K)``, ``X^T X`` of the layer's inputs up to a factor.
+        scale: ``(K,)``, what inputs are divided by; codes stand for ``weights * scale``.
         format: The format.
     """
-    columns = weights.shape[1]
-    scales, zeros = group_parameters(weights, format)
-    size = format.group_size or columns
+    scaled = np.multiply(weights, scale, dtype=np.float64)
+    scales, zeros = group_parameters(scaled, format)
+    codes, moved = np.empty(scaled.shape, np.uint8), np.zeros(scaled.shape, np.float32)
+    size = format.group_size or scaled.shape[1]
+    at_once = max(1, _AT_ONCE // size)
     for group in range(scales.shape[1]):
-        part = slice(group * size, min((group + 1) * size, columns))
-        values = np.ascontiguousarray(weights[:, part], np.float64)
-        block = hessian[part, part] / scale[part] / scale[part, None]
-        alone = WeightFormat(format.bits, 0, format.symmetric, format.scale_type)
-        zero = zeros[:, [group]]
-        best = np.full(len(values), np.inf)
-        for step in _steps(scales[:, [group]], format):
-            codes = round_to(values, alone, step, zero)
-            moved = values - step.astype(np.float64) * (codes.astype(np.float64) - zero)
-            error = np.einsum("rk,rk->r", moved @ block, moved)
-            better = error < best
-            best[better] = error[better]
-            scales[better, group] = step[better, 0]
-    return scales, zeros
+        part, before = slice(group * size, (group + 1) * size), slice(0, group * size)
+        block = (hessian[part, part] / scale[part] / scale[part, None]).astype(np.float32)
+        pull = 2 * moved[:, before] @ hessian[before, part].astype(np.float32) / scale[part]
+        one = slice(group, group + 1)
+        for start in range(0, len(scaled), at_once):
+            rows = slice(start, start + at_once)
+            grids = scales[rows, one], zeros[rows, one]
+            found = _clip(scaled[rows, part], block, pull[rows], grids, format)
+            scales[rows, one], codes[rows, part], errors = found
+            moved[rows, part] = errors / scale[part]
+    return SolvedWeight(format, codes, scales, zeros, input_scale=scale)
 
 
-def _steps(whole: Floats, format: WeightFormat) -> Iterator[Floats]:  # noqa: A002
-    """Yield the scales ``(R, 1)`` to try: narrower ones, on symmetric grids of either sign.
+def _clip(
+    weights: Floats,
+    block: Narrow,
+    pull: Narrow,
+    grids: tuple[Floats, Codes],
+    format: WeightFormat,  # noqa: A002
+) -> tuple[Floats, Codes, Narrow]:
+    """Return one group's scales ``(R, 1)``, codes and errors of the least cost."""
+    steps = _steps(grids[0], format)
+    wide, zeros = steps.astype(np.float64), grids[1].astype(np.float64)
+    levels = np.clip(np.rint(weights / wide), -zeros, format.high - zeros)
+    moved = (weights - wide * levels).astype(np.float32)
+    flat = moved.reshape(-1, len(block))  # one product: many small ones wait for their threads
+    costs = np.einsum("srk,srk->sr", (flat @ block).reshape(moved.shape) + pull, moved)
+    best, row = costs.argmin(axis=0), np.arange(len(weights))
+    return steps[best, row], (levels[best, row] + zeros).astype(np.uint8), moved[best, row]
+
+
+def _steps(whole: Floats, format: WeightFormat) -> Floats:  # noqa: A002
+    """Return the scales ``(S, R, 1)`` to try: narrower ones, on symmetric grids of either sign.
 
     Symmetric grids have one code more below than above 0; the other sign puts it above.
     """
-    ends = [1.0]
+    shares = NARROWER
     if format.symmetric:
-        ends.append(-format.middle / (format.middle - 1))
-    for end in ends:
-        for share in NARROWER:
-            step = (whole * (end * share)).astype(format.scale_type)
-            yield np.where(step == 0, whole, step)
+        shares = np.outer([1.0, -format.middle / (format.middle - 1)], NARROWER).ravel()
+    with np.errstate(over="ignore"):
+        steps = (whole * shares[:, None, None]).astype(format.scale_type)
+    return np.where((steps == 0) | ~np.isfinite(steps), whole, steps)
 
 
-def _scale(magnitude: Floats, exponent: float) -> npt.NDArray[np.float32]:
-    """Return ``magnitude ** exponent``, its extremes around 1; dead columns count as the least."""
-    alive = magnitude[magnitude > 0]
-    if not alive.size:
-        return np.ones(len(magnitude), np.float32)
-    scale = np.maximum(magnitude, alive.min()) ** exponent
+def _scales(magnitude: Floats, share: Floats) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the scales to try, ``m^a`` and ``m^a / v^(1-a)``."""
+    loud, large = _alive(magnitude), _alive(share)
+    for step in range(STEPS):
+        exponent = step / STEPS
+        if step:
+            yield _centred(loud**exponent)
+        yield _centred(loud**exponent / large ** (1 - exponent))
+
+
+def _shares(weight: Floats, group_size: int) -> Floats:
+    """Return the sum over rows of magnitudes, each as a share of its group's largest."""
+    shares = np.abs(weight, dtype=np.float32)
+    size = group_size or weight.shape[1]
+    for start in range(0, weight.shape[1], size):
+        part = shares[:, start : start + size]
+        part /= np.maximum(part.max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    total: Floats = shares.sum(axis=0, dtype=np.float64)
+    return total
+
+
+def _alive(values: Floats) -> Floats:
+    """Return values of which those that are 0 count as the least of the others."""
+    alive = values[values > 0]
+    return np.maximum(values, alive.min() if alive.size else 1.0)
+
+
+def _centred(scale: Floats) -> npt.NDArray[np.float32]:
+    """Return a scale whose extremes lie around 1 and within bounds."""
     scale = scale / np.sqrt(scale.max() * scale.min())
     clipped: npt.NDArray[np.float32] = np.clip(scale, 1 / _SPAN, _SPAN).astype(np.float32)
     return clipped

@@ -11,8 +11,8 @@ in between; and the errors lie where the weights were, for memory: beside H ther
 its size, halves of it for moments, and one of the weights' size, all float64.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from qcompile.errors import DataError
 from qcompile.numerics.devices import Block, Cpu, Device, Matrix, best_device
 from qcompile.numerics.groups import Codes, Floats, SolvedWeight, WeightFormat, group_parameters
-
-Wide = npt.NDArray[np.float64]
+from qcompile.numerics.hessian import Wide
 
 BLOCK = 64
 """Columns that the innermost loop works on; all beyond it is matrix products."""
@@ -29,60 +28,11 @@ BLOCK = 64
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean: what the samples did not excite."""
 
-ROWS = 2048
-"""Inputs that go into one product: float32 sums of so many lose nothing that matters."""
-
-STRIP = 1024
-"""Rows of a Hessian that are added to together."""
-
 _MOST_DAMPING = 1e3
 """Where a Hessian cannot be inverted at this share it is no Hessian."""
 
 _LEAST_PIVOT = 1e-10
 """Of the Cholesky factor, squared, as a share of the diagonal's mean: below it rounding decides."""
-
-
-class HessianSum:
-    """A running ``X^T X``: products in float32, sums in float64.
-
-    GPTQ's Hessian is ``2 X^T X`` (arXiv:2210.17323, section 2); its solution, damping included,
-    does not depend on the factor. Sums of parts merge in any order, equal up to the rounding of
-    float64. Memory: one matrix ``(K, K)`` and a strip of it.
-
-    Attributes:
-        count: Inputs summed so far, n.
-    """
-
-    def __init__(self, columns: int) -> None:
-        self.count = 0
-        self._sum = np.zeros((columns, columns))  # its upper triangle; below, nothing counts
-
-    def add(self, rows: Floats) -> None:
-        """Add inputs ``(n, K)``. Those that are not finite make the matrix not finite."""
-        for start in range(0, len(rows), ROWS):
-            part = np.ascontiguousarray(rows[start : start + ROWS], np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for strip in self._strips():
-                    self._sum[strip, strip.start :] += part[:, strip].T @ part[:, strip.start :]
-        self.count += len(rows)
-
-    def merge(self, other: "HessianSum") -> None:
-        """Add what another sum has seen."""
-        self._sum += other._sum  # noqa: SLF001 - of the same class
-        self.count += other.count
-
-    def matrix(self) -> Wide:
-        """Return ``X^T X``, ``(K, K)``: no copy, it changes with the next ``add``."""
-        for strip in self._strips():
-            square = self._sum[strip, strip]
-            square[:] = np.triu(square) + np.triu(square, 1).T
-            self._sum[strip.stop :, strip] = self._sum[strip, strip.stop :].T
-        return self._sum
-
-    def _strips(self) -> list[slice]:
-        columns = len(self._sum)
-        starts = range(0, columns, STRIP)
-        return [slice(start, min(start + STRIP, columns)) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -105,22 +55,13 @@ class InverseHessian:
     damping: float
     device: Device
 
-    def scaled(self, scale: Floats) -> "InverseHessian":
-        """Return it for inputs that are divided by ``scale`` ``(K,)``, rounded in the same order.
-
-        With ``H' = S^-1 H S^-1``, ``U S`` is upper triangular and ``(U S)^T (U S) = H'^-1``.
-        """
-        columns = self.device.load(scale[self.order])
-        return replace(
-            self, upper=self.upper * columns, importance=self.importance / np.square(scale)
-        )
-
 
 def prepare(
     hessian: Wide,
     *,
     damping: float = DAMPING,
     act_order: bool = True,
+    group_size: int = 0,
     device: Device | None = None,
 ) -> InverseHessian:
     """Invert a Hessian; it is left as it is.
@@ -133,6 +74,8 @@ def prepare(
         damping: Added to the diagonal, as a share of its mean; ten times as much, and again, where
             the sum is not positive definite.
         act_order: Round columns by falling ``diag(H)``, else from first to last.
+        group_size: Keep so many neighbours together in act-order: groups go by the falling mean
+            of their ``diag(H)``; 0: nothing is kept together.
         device: Where to compute; by default on the GPU that torch sees, else on the processor.
 
     Raises:
@@ -142,7 +85,7 @@ def prepare(
         raise DataError("the layer's inputs hold NaN or infinity, or overflow: see the samples")
     device = device or best_device()
     power = np.diag(hessian)
-    order = np.argsort(-power, kind="stable") if act_order else np.arange(len(power))
+    order = _falling(power, group_size) if act_order else np.arange(len(power))
     mean = float(np.abs(power).mean()) or 1.0  # nothing was excited: any multiple of 1 will do
     while damping <= _MOST_DAMPING:
         upper = device.load(hessian[np.ix_(order, order)])
@@ -194,6 +137,7 @@ def solve_prepared(
     grids: tuple[Floats, Codes] | None = None,
     static_groups: bool = True,
     search: bool = True,
+    input_scale: npt.NDArray[np.float32] | None = None,
 ) -> SolvedWeight:
     """Round the weights of one layer.
 
@@ -211,6 +155,8 @@ def solve_prepared(
         static_groups: Fix all grids at the start.
         search: Look for the grids with the least error, as ``group_parameters`` does, the columns
             weighted by the inverse's importance.
+        input_scale: float32 ``(K,)``: codes stand for ``weights * input_scale``; only for static
+            groups.
 
     Raises:
         ModelError: For weights that are not finite.
@@ -219,13 +165,19 @@ def solve_prepared(
     columns = weights.shape[1]
     group = format.group_of(columns)
     importance = inverse.importance if search else None
-    scales, zeros = grids or group_parameters(weights, format, search=search, importance=importance)
+    scaled = weights
+    if input_scale is not None:
+        scaled = np.multiply(weights, input_scale, dtype=np.float64)
+        importance = None if importance is None else importance / np.square(input_scale)
+    scales, zeros = grids or group_parameters(scaled, format, search=search, importance=importance)
     if grids or static_groups or scales.shape[1] == 1:
-        sweep = _Sweep(weights, inverse, scales, zeros, group[inverse.order], format.high)
-        sweep.by_halves(0, columns, BLOCK, sweep.round)
-        return SolvedWeight(format, _restored(sweep.codes, inverse.order), scales, zeros)
+        place = group[inverse.order]
+        sweep = Sweep(weights, inverse, scales, zeros, place, format.high, input_scale)
+        sweep.by_halves(pieces(0, columns, BLOCK), sweep.round)
+        codes = restored(sweep.codes, inverse.order)
+        return SolvedWeight(format, codes, scales, zeros, input_scale=input_scale)
 
-    sweep = _Sweep(weights, inverse, scales, zeros, group, format.high)
+    sweep = Sweep(weights, inverse, scales, zeros, group, format.high)
 
     def take_group(start: int, end: int) -> None:
         one, number = slice(start, end), slice(group[start], group[start] + 1)
@@ -237,9 +189,9 @@ def solve_prepared(
         )
         sweep.scales[:, number] = inverse.device.load(scales[:, number])
         sweep.zeros[:, number] = inverse.device.load(zeros[:, number])
-        sweep.by_halves(start, end, BLOCK, sweep.round)
+        sweep.by_halves(pieces(start, end, BLOCK), sweep.round)
 
-    sweep.by_halves(0, columns, format.group_size, take_group)
+    sweep.by_halves(pieces(0, columns, format.group_size), take_group)
     natural = np.array_equal(inverse.order, np.arange(columns))
     return SolvedWeight(format, sweep.codes, scales, zeros, None if natural else inverse.order)
 
@@ -261,37 +213,17 @@ def round_columns(
     inverse = prepare(hessian, device=Cpu(threads=1))
     zeros = np.full((len(scale), 1), code_high, np.uint8)
     group = np.zeros(weights.shape[1], np.int64)
-    sweep = _Sweep(weights, inverse, scale[:, None], zeros, group, 2 * code_high)
-    sweep.by_halves(0, weights.shape[1], BLOCK, sweep.round)
-    return (_restored(sweep.codes, inverse.order).astype(np.int16) - code_high).astype(np.int8)
+    sweep = Sweep(weights, inverse, scale[:, None], zeros, group, 2 * code_high)
+    sweep.by_halves(pieces(0, weights.shape[1], BLOCK), sweep.round)
+    return (restored(sweep.codes, inverse.order).astype(np.int16) - code_high).astype(np.int8)
 
 
-def output_error(difference: Floats, hessian: Wide) -> float:
-    """Return ``sum_r d_r H d_r^T``: the squared error at the layer's output.
-
-    Args:
-        difference: ``(R, K)``, weights minus what their codes stand for.
-        hessian: ``(K, K)``.
-    """
-    return float(np.einsum("rk,rk->", difference @ hessian, difference))
-
-
-def output_error_on(difference: Floats, rows: Floats) -> float:
-    """Return the squared error at the layer's output over given inputs, ``|X d^T|^2``.
-
-    Args:
-        difference: ``(R, K)``, weights minus what their codes stand for.
-        rows: ``(n, K)``, inputs; products are float32, their squares are summed in float64.
-    """
-    narrow, total = np.asarray(difference, np.float32).T, 0.0
-    for start in range(0, len(rows), ROWS):
-        outputs = np.asarray(rows[start : start + ROWS], np.float32) @ narrow
-        total += float(np.einsum("nr,nr->", outputs, outputs, dtype=np.float64))
-    return total
-
-
-class _Sweep:
+class Sweep:
     """Goes once over the columns, in the order of rounding.
+
+    Codes may stand for weights times an input scale S (AWQ). Then the Hessian is that of inputs
+    divided by it, ``S^-1 H S^-1``, and its factor ``U S``; the errors ``e`` are the same numbers
+    in both bases, so only the columns that are being rounded have to be scaled.
 
     Attributes:
         work: ``(R, K)`` on the device: weights that are still to be rounded, then their errors.
@@ -308,6 +240,7 @@ class _Sweep:
         zeros: Codes,
         group: npt.NDArray[np.int64],
         high: int,
+        input_scale: Floats | None = None,
     ) -> None:
         self.inverse = inverse
         self.work = inverse.device.load(np.take(weights, inverse.order, axis=1))
@@ -316,30 +249,43 @@ class _Sweep:
         self.codes = np.empty(weights.shape, np.uint8)
         self.group = group
         self.high = high
+        self.input_scale = None
+        if input_scale is not None:
+            self.input_scale = inverse.device.load(input_scale[inverse.order])
 
-    def by_halves(self, start: int, end: int, unit: int, visit: Callable[[int, int], None]) -> None:
-        """Visit columns ``start..end`` in pieces of ``unit``, each when its weights are final."""
-        if end - start <= unit:
+    def by_halves(self, ends: Sequence[int], visit: Callable[[int, int], None]) -> None:
+        """Visit the pieces between neighbouring ends, each when its weights are final."""
+        start, end = ends[0], ends[-1]
+        if len(ends) <= 2:
             visit(start, end)
             return
-        middle = start + unit * -(-(end - start) // (2 * unit))
-        self.by_halves(start, middle, unit, visit)
+        half = len(ends) // 2
+        middle = ends[half]
+        self.by_halves(ends[: half + 1], visit)
         upper = self.inverse.upper[start:middle, middle:end]
         self.work[:, middle:end] -= self.work[:, start:middle] @ upper
-        self.by_halves(middle, end, unit, visit)
+        self.by_halves(ends[half:], visit)
+
+    def scaled(self, start: int, end: int) -> tuple[Matrix, Matrix]:
+        """Return weights and factor of some columns in the basis of the codes."""
+        one = slice(start, end)
+        work, factor = self.work[:, one], self.inverse.upper[one, one]
+        if self.input_scale is None:
+            return work, factor
+        return work * self.input_scale[one], factor * self.input_scale[one]
 
     def round(self, start: int, end: int) -> None:
         """Round the columns of one piece."""
         one = slice(start, end)
-        block = Block(
-            self.work[:, one],
-            self.inverse.upper[one, one],
-            self.scales,
-            self.zeros,
-            self.group[one],
-            self.high,
-        )
+        work, factor = self.scaled(start, end)
+        block = Block(work, factor, self.scales, self.zeros, self.group[one], self.high)
         self.codes[:, one] = self.inverse.device.round_block(block)
+        self.work[:, one] = work
+
+
+def pieces(start: int, end: int, unit: int) -> list[int]:
+    """Return the ends of pieces of ``unit`` columns; the last may be shorter."""
+    return [*range(start, end, unit), end]
 
 
 def _invert(matrix: Matrix, device: Device) -> bool:
@@ -390,6 +336,13 @@ def _multiply(matrix: Matrix, triangle: Matrix, *, upper: bool) -> None:
         _multiply(second, triangle[half:, half:], upper=False)
 
 
-def _restored(codes: Codes, order: npt.NDArray[np.int64]) -> Codes:
+def _falling(power: Wide, group_size: int) -> npt.NDArray[np.int64]:
+    """Return columns by falling power, those of one group together."""
+    group = np.arange(len(power)) // (group_size or max(1, len(power)))
+    means = np.bincount(group, power) / np.bincount(group)
+    return np.lexsort((-power, group, -means[group]))
+
+
+def restored(codes: Codes, order: npt.NDArray[np.int64]) -> Codes:
     """Put columns back to their places."""
     return np.take(codes, np.argsort(order), axis=1)

@@ -14,6 +14,9 @@ from numba import njit
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint8]
 
+TILE = 16
+"""Rows that are rounded side by side: enough to hide that each column waits for the one before."""
+
 
 class Search(NamedTuple):
     """What ``find_grids`` needs to know of a format.
@@ -148,6 +151,8 @@ def round_columns(
 ) -> None:
     """Round one column after another, each error taken up by the later ones (GPTQ, algorithm 1).
 
+    Rows do not depend on each other: some are worked on side by side, a vector of the processor.
+
     Args:
         work: ``(R, B)`` weights; ``(weight - rounded) / factor[c, c]`` is left in place.
         factor: ``(B, B)``, upper triangular.
@@ -158,15 +163,26 @@ def round_columns(
         codes: ``(R, B)``, written.
     """
     rows, columns = work.shape
-    left = np.empty(columns)
-    for row in range(rows):
+    left, taken = np.zeros((columns, TILE)), np.empty((columns, TILE), np.uint8)
+    errors = np.zeros(TILE)
+    for start in range(0, rows, TILE):
+        count = min(TILE, rows - start)
+        for row in range(count):
+            for column in range(columns):
+                left[column, row] = work[start + row, column]
         for column in range(columns):
-            left[column] = work[row, column]
-        for column in range(columns):
-            scale, zero = scales[row, group[column]], zeros[row, group[column]]
-            code = min(max(np.rint(left[column] / scale) + zero, 0.0), float(high))
-            error = (left[column] - (code - zero) * scale) / factor[column, column]
+            place, pivot = group[column], factor[column, column]
+            for row in range(count):
+                scale, zero = scales[start + row, place], zeros[start + row, place]
+                code = min(max(np.rint(left[column, row] / scale) + zero, 0.0), float(high))
+                errors[row] = (left[column, row] - (code - zero) * scale) / pivot
+                taken[column, row] = np.uint8(code)
+            left[column] = errors
             for later in range(column + 1, columns):
-                left[later] -= error * factor[column, later]
-            work[row, column] = error
-            codes[row, column] = np.uint8(code)
+                share = factor[column, later]
+                for row in range(TILE):
+                    left[later, row] -= errors[row] * share
+        for row in range(count):
+            for column in range(columns):
+                work[start + row, column] = left[column, row]
+                codes[start + row, column] = taken[column, row]

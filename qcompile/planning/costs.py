@@ -10,9 +10,9 @@ import numpy as np
 from qcompile.errors import OutputError
 from qcompile.graph.stages import cut, reader_groups
 from qcompile.numerics.awq import CHANNELS, NARROWER, STEPS
+from qcompile.numerics.grouped import SHARES, WIDEST
 from qcompile.numerics.groups import Floats
 from qcompile.planning.sequence import POSITIONS, Job
-from qcompile.planning.solve import SEARCHED, STEPS_OF_SWEEPS
 from qcompile.planning.weights import Layer, layer_nodes
 from qcompile.samples import Array, Samples
 
@@ -86,16 +86,18 @@ def _solving(
         if asked == "rtn":
             continue
         seconds += columns**2 * seen / single
-        part = min(rows, CHANNELS)
-        compared = part * columns / _PLAIN + part * columns * SEARCHED / single + _CALL
-        if asked in ("auto", "gptq", "awq+gptq"):
+        # what is tried on a part of the rows for each scale, then done with the best on all
+        rounded = rows + 2 * STEPS * min(rows, CHANNELS)
+        size = min(layer.options.group_size or columns, columns)
+        if asked in ("auto", "gptq"):
             seconds += (2 * columns**3 + rows * columns**2) / double + _CALL
         if asked in ("auto", "awq"):
             clips = len(NARROWER) * (1 if layer.options.asymmetric else 2)
-            seconds += STEPS * compared + clips * (rows * columns / _PLAIN + _CALL)
+            tried = clips * (1 / _PLAIN + size / single)
+            seconds += rounded * columns * (tried + columns / double) + clips * STEPS * _CALL
         if asked in ("auto", "awq+gptq"):
-            seconds += STEPS_OF_SWEEPS * (compared + part * columns**2 / double + _CALL)
-            seconds += rows * columns**2 / double
+            swept = len(SHARES) * size / double if size <= WIDEST else 0.0
+            seconds += 4 * columns**3 / double + rounded * columns * (swept + 4 * columns / double)
     return seconds
 
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.graph.walk import is_op
-from qcompile.numerics.gptq import output_error, round_columns
+from qcompile.numerics.gptq import round_columns
 from qcompile.numerics.grids import Codes
+from qcompile.numerics.hessian import output_error
 from qcompile.plan import TensorPlan
 from qcompile.planning.layer_inputs import input_rows
 from qcompile.progress import Progress

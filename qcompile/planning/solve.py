@@ -11,30 +11,27 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.numerics.awq import Rounding, clipped_parameters, input_scale
+from qcompile.numerics.awq import Rounding, input_scale, round_clipped
 from qcompile.numerics.gptq import (
-    HessianSum,
     InverseHessian,
-    output_error_on,
     prepare,
     solve_prepared,
 )
-from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest, round_to
+from qcompile.numerics.grouped import solve_grouped
+from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest
+from qcompile.numerics.hessian import HessianSum, output_error, output_error_on
 from qcompile.numerics.patches import spread
 from qcompile.plan import Algorithm
 from qcompile.recipe import Weights
 
 SEARCHED = 512
-"""Rows on which AWQ searches its scale."""
+"""Rows that are kept of the samples that do not judge."""
 
 JUDGES = 6
 """One sample in so many judges, if there are so many."""
 
 JUDGING = 1024
 """Rows that judge."""
-
-STEPS_OF_SWEEPS = 5
-"""Exponents of AWQ's scale that are tried with GPTQ."""
 
 
 class LayerInputs:
@@ -71,7 +68,7 @@ class LayerInputs:
         return found
 
     def rows(self) -> tuple[Floats, Floats]:
-        """Return rows to search on and rows to judge on; the same where too few samples judge."""
+        """Return rows that were solved on and rows to judge on; the same if too few judge."""
         searched = np.concatenate(self.searched)
         return searched, np.concatenate(self.judging) if self.judging else searched
 
@@ -123,9 +120,8 @@ def solve_layers(
         One outcome for each weight, and the damping that the Hessian took (0 without GPTQ).
     """
     form = _format(options, scale_type)
-    searched, judging = inputs.rows()
-    solver = _Solver(form, options, inputs.hessian.matrix(), searched, inputs.magnitude())
-    judge = _Judge(weights, judging)
+    solver = _Solver(form, options, inputs.hessian.matrix(), inputs.magnitude())
+    judge = _Judge(weights, inputs.rows()[1])
     families = [
         judge.candidates([(name, solver.solve(weights, name)) for name in names])
         for names in _families(options)
@@ -195,75 +191,85 @@ class _Solver:
         form: WeightFormat,
         options: Weights,
         hessian: npt.NDArray[np.float64],
-        rows: Floats,
         magnitude: Floats,
     ) -> None:
-        self.form, self.options, self.hessian = form, options, hessian
-        self.rows, self.magnitude = rows, magnitude
-        self._inverse: InverseHessian | None = None
-
-    @property
-    def damping(self) -> float:
-        """What the Hessian took to be inverted, 0 where it was not."""
-        return self._inverse.damping if self._inverse else 0.0
+        self.form, self.options = form, options
+        self.hessian, self.magnitude = hessian, magnitude
+        self.damping = 0.0  # what the Hessian took to be inverted, 0 where it was not
+        self._last: tuple[int, InverseHessian] | None = None
 
     def solve(self, weights: Sequence[Floats], algorithm: Algorithm) -> list[SolvedWeight]:
         """Return the weights ``(R, K)`` as one algorithm rounds them."""
+        search = self.options.search
         if algorithm == "rtn":
-            return [round_nearest(w, self.form, search=self.options.search) for w in weights]
+            return [round_nearest(w, self.form, search=search) for w in weights]
         if algorithm == "gptq":
-            return [self._swept(np.asarray(w, np.float64), self.inverse) for w in weights]
+            inverse = self._inverse(0)
+            static = self.options.static_groups
+            return [
+                solve_prepared(w, inverse, self.form, static_groups=static, search=search)
+                for w in (np.asarray(weight, np.float64) for weight in weights)
+            ]
         if algorithm == "awq":
-            scale = input_scale(weights, self.rows, self.magnitude, self._nearest)
-            return [self._scaled(w, scale, self._clipped) for w in weights]
-        scale = input_scale(
-            weights,
-            self.rows,
-            self.magnitude,
-            lambda w, s: self._swept(w, self.inverse.scaled(s)),
-            STEPS_OF_SWEEPS,
-        )
-        inverse = self.inverse if scale is None else self.inverse.scaled(scale)
-        return [self._scaled(w, scale, lambda x, _: self._swept(x, inverse)) for w in weights]
+            return self._scaled(weights, self._clipped)
+        # one after another: each has its own inverse, and they are the largest there is
+        both = (self._scaled(weights, make()) for make in (self._act_ordered, self._grouped))
+        return min(both, key=lambda solved: self._error(weights, solved))
 
-    @property
-    def inverse(self) -> InverseHessian:
-        """The inverse Hessian, made when it is first needed."""
-        if self._inverse is None:
+    def _scaled(self, weights: Sequence[Floats], rounding: Rounding) -> list[SolvedWeight]:
+        """Search the scale of the inputs; round with the best."""
+        size = self.form.group_size
+        scale = input_scale(weights, self.hessian, self.magnitude, size, rounding)
+        basis = np.ones(len(self.magnitude), np.float32) if scale is None else scale
+        return [replace(rounding(w, basis), input_scale=scale) for w in weights]
+
+    def _error(self, weights: Sequence[Floats], solved: Sequence[SolvedWeight]) -> float:
+        return sum(
+            output_error(w - found.values(), self.hessian)
+            for w, found in zip(weights, solved, strict=True)
+        )
+
+    def _inverse(self, group_size: int) -> InverseHessian:
+        """Invert the Hessian for rounding in act-order, groups of columns kept together.
+
+        The last inverse is kept, for whoever asks for the same next.
+        """
+        if self._last is None or self._last[0] != group_size:
+            self._last = None  # two of them would be too much memory
             options = self.options
-            self._inverse = prepare(
-                self.hessian, damping=options.damping, act_order=options.act_order
+            inverse = prepare(
+                self.hessian,
+                damping=options.damping,
+                act_order=options.act_order,
+                group_size=group_size,
             )
-        return self._inverse
+            self._last = group_size, inverse
+            self.damping = max(self.damping, inverse.damping)
+        return self._last[1]
 
-    def _scaled(
-        self, weight: Floats, scale: npt.NDArray[np.float32] | None, rounding: Rounding
-    ) -> SolvedWeight:
-        """Return a weight rounded in the basis of an input scale."""
-        basis = np.ones(weight.shape[1], np.float32) if scale is None else scale
-        return replace(
-            rounding(np.multiply(weight, basis, dtype=np.float64), basis), input_scale=scale
+    def _grouped(self) -> Rounding:
+        """Return GPTQ a group after another, each clipped in its turn."""
+        inverse = self._inverse(self.form.group_size)
+        return lambda weight, scale: solve_grouped(
+            np.asarray(weight, np.float64), inverse, self.form, scale, search=self.options.search
         )
 
-    def _nearest(self, weight: Floats, scale: Floats) -> SolvedWeight:
-        power = np.diag(self.hessian) / np.square(scale)
-        return round_nearest(weight, self.form, search=self.options.search, importance=power)
-
-    def _clipped(self, weight: Floats, scale: Floats) -> SolvedWeight:
-        if not self.options.search:
-            return round_nearest(weight, self.form)
-        grids = clipped_parameters(weight, self.hessian, scale, self.form)
-        return SolvedWeight(self.form, round_to(weight, self.form, *grids), *grids)
-
-    def _swept(self, weight: Floats, inverse: InverseHessian) -> SolvedWeight:
-        options = self.options
-        return solve_prepared(
-            weight,
+    def _act_ordered(self) -> Rounding:
+        """Return GPTQ on grids fixed before: better where inputs differ most within groups."""
+        inverse = self._inverse(0)
+        return lambda weight, scale: solve_prepared(
+            np.asarray(weight, np.float64),
             inverse,
             self.form,
-            static_groups=options.static_groups,
-            search=options.search,
+            search=self.options.search,
+            input_scale=scale,
         )
+
+    def _clipped(self, weight: Floats, scale: npt.NDArray[np.float32]) -> SolvedWeight:
+        if self.options.search:
+            return round_clipped(weight, self.hessian, scale, self.form)
+        scaled = np.multiply(weight, scale, dtype=np.float64)
+        return replace(round_nearest(scaled, self.form), input_scale=scale)
 
 
 def _some(rows: Floats, limit: int) -> Floats:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from qcompile.numerics.gptq import DAMPING, HessianSum, output_error, prepare, solve_prepared
+from qcompile.numerics.gptq import DAMPING, prepare, solve_prepared
 from qcompile.numerics.groups import (
     Codes,
     Floats,
@@ -22,6 +22,7 @@ from qcompile.numerics.groups import (
     group_parameters,
     round_nearest,
 )
+from qcompile.numerics.hessian import HessianSum, output_error
 from tests.benchmarks.table import Table
 
 SIZES = (1024, 4096)

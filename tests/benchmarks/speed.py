@@ -29,20 +29,24 @@ class Timing:
 
 
 def interleaved(paths: dict[str, Path], feed: Feeds, seconds: float = SECONDS) -> dict[str, Timing]:
-    """Time all models in turn, A B C A B C, so that a slow moment hits all alike.
+    """Time all models in turn, so that a slow moment hits all alike.
 
-    The interval of the speed-up is that of the median ratio within a round (order statistics,
-    binomial; Conover 1999, section 3.2).
+    Each round has an order of its own: a small model pays for what the one before it left in the
+    caches. The interval of the speed-up is that of the median ratio within a round (order
+    statistics, binomial; Conover 1999, section 3.2).
     """
     sessions = {name: _session(path) for name, path in paths.items()}
     for session in sessions.values():
         session.run(None, feed)
     rounds: list[list[float]] = []
+    names, order = np.array(list(sessions)), np.random.default_rng(0)
     started = time.perf_counter()
     while len(rounds) < ROUNDS[0] or (
         time.perf_counter() - started < seconds and len(rounds) < ROUNDS[1]
     ):
-        rounds.append([_once(session, feed) for session in sessions.values()])
+        turns = order.permutation(len(names))
+        taken = {name: _once(sessions[name], feed) for name in names[turns]}
+        rounds.append([taken[name] for name in names])
     times = np.array(rounds)
     ratios = np.sort(times[:, :1] / times, axis=0)
     n = len(ratios)

@@ -55,8 +55,13 @@ def test_what_keeps_no_name_is_not_compared(tmp_path):
 
 def test_regained_share_and_verdicts():
     losses = {weights.PLAIN: 24.0, "qcompile GPTQ": 23.4, "qcompile AWQ": 23.9, weights.BEST: 23.3}
-    shares = weights.regained({k: {"text": v} for k, v in losses.items()}, {"text": 23.0})
-    assert shares == pytest.approx(dict(zip(losses, [0, 0.6, 0.1, 0.7], strict=True)))
+    by_text = {label: {"a": v, "b": 5.0} for label, v in losses.items()}
+    by_text[weights.PLAIN]["b"] = 5.5
+    shares = weights.regained(by_text, {"a": 23.0, "b": 5.0}, {"a": 1})
+    assert shares == pytest.approx(dict(zip(losses, [0, 0.6, 0.1, 0.7], strict=True)), abs=0.01)
+    both = weights.regained(by_text, {"a": 23.0, "b": 5.0}, {"a": 1, "b": 2})
+    lost = np.log(24 / 23) + 2 * np.log(1.1)
+    assert both["qcompile AWQ"] == pytest.approx(1 - np.log(23.9 / 23) / lost)
     verdicts = [weights._verdict(label, shares)[1] for label in losses]
     assert verdicts == ["", "pass", "**miss**", "pass"]
 

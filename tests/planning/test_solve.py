@@ -208,3 +208,18 @@ def test_without_data_the_codes_are_those_of_plain_rounding(search):
     expected = round_nearest(weight, WeightFormat(3, 16, False, "float16"), search=search)
     for name in ("codes", "scales", "zeros"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_the_combination_is_no_worse_than_gptq_whatever_the_inputs(spread):
+    """Loud columns: in the order of all columns; even ones: in groups, each clipped."""
+    rng = np.random.default_rng(1)
+    loud = np.exp(spread * rng.standard_normal(64))
+    mix = rng.standard_normal((16, 64))
+    inputs = LayerInputs(64, 24)
+    for index in range(24):
+        rows = rng.standard_normal((80, 16)) @ mix + 3 * rng.standard_normal((80, 64))
+        inputs.add(index, (rows * loud).astype(np.float32))
+    options = Weights(bits=3, group_size=32)
+    (outcome,), _ = solve_layers(weights_of(10, (128, 64)), inputs, options, "float32")
+    assert outcome.errors["awq+gptq"] < 1.005 * outcome.errors["gptq"]
