@@ -139,13 +139,14 @@ def render_diagnosis(result: Diagnosis) -> RenderableType:
             ("runtimes", table(("name", "version", "state"), rows, left=3)),
             ("can build", lines(*builds)),
             ("cache", lines(result.cache)),
-            ("unfinished", table(("folder", "size", "days ago"), _unfinished(result), left=1)),
+            ("unfinished", _unfinished(result)),
         ]
     )
 
 
-def _unfinished(result: Diagnosis) -> list[tuple[str, ...]]:
-    return [(one.folder, text.size(one.size), f"{one.days:.0f}") for one in result.unfinished]
+def _unfinished(result: Diagnosis) -> RenderableType | None:
+    rows = [(text.size(one.size), f"{one.days:.0f}", one.folder) for one in result.unfinished]
+    return table(("size", "days ago", "build"), rows, left=1) if rows else None
 
 
 def _uses(entry: RuntimeEntry) -> str:
