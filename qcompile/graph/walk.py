@@ -1,6 +1,5 @@
 """Small questions about a graph that many stages ask."""
 
-import contextlib
 from collections.abc import Iterator
 from typing import TypeGuard
 
@@ -115,8 +114,13 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def release(tensor: ir.TensorProtocol | None) -> None:
-    """Close the file mapping of an external tensor, if any; it opens again when read."""
-    if isinstance(tensor, ir.ExternalTensor):
-        # Somebody may still hold a view; then the mapping closes with the last view.
-        with contextlib.suppress(BufferError):
-            tensor.release()
+    """Close the file mapping of an external tensor, if any; it opens again when read.
+
+    Where somebody still holds a view, it closes with the last one.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return
+    try:
+        tensor.release()
+    except BufferError:
+        tensor.raw = None  # else the tensor would hold the mapping for good

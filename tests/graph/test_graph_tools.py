@@ -1,5 +1,7 @@
 """Dump, digest, verify, walk and edit on small graphs."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
@@ -24,6 +26,7 @@ from qcompile.graph.walk import (
     constant,
     consumers,
     only_consumer,
+    release,
     scalar,
     weight_bytes,
 )
@@ -110,6 +113,25 @@ def test_walk():
     assert {reader.name for reader, _ in consumers(h)} == {"relu", "neg"}
     assert only_consumer(h) is None
     assert only_consumer(w) is node(model, "mm")
+
+
+def test_a_mapping_closes_with_its_last_view(tmp_path):
+    def mapped() -> bool:
+        return "w.bin" in Path("/proc/self/maps").read_text()
+
+    np.ones(5000, np.float32).tofile(tmp_path / "w.bin")
+    tensor = ir.ExternalTensor(
+        "w.bin", 0, 20000, ir.DataType.FLOAT, shape=ir.Shape([5000]), name="w", base_dir=tmp_path
+    )
+    view = tensor.numpy()[:10]
+    release(tensor)
+    assert mapped()
+    assert view.sum() == 10
+    del view
+    assert not mapped()
+    assert tensor.numpy().sum() == 5000
+    release(tensor)
+    assert not mapped()
 
 
 def test_a_constant_that_is_an_input_is_none():

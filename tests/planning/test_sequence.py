@@ -1,6 +1,7 @@
 """Weights are solved one group after another, each on what earlier codes leave of its input."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -322,6 +323,21 @@ def test_rounding_needs_no_data_and_is_resumed(tmp_path, kind):
     exact = Session(with_values(job)).run(feeds)
     limit = 1e-5 if kind == "float32" else 2e-2
     assert outputs_differ(Session(written(job)).run(feeds), exact) < limit
+
+
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq", "auto"])
+def test_no_weight_stays_mapped(tmp_path, algorithm):
+    """Pages of a mapped file count as memory in use, and a model has more than there is."""
+    path = tmp_path / "model.onnx"
+    ir.save(attention(), path, external_data="model.data", size_threshold_bytes=1)
+    model = ir.load(path)
+    job = job_of(model, tmp_path / "job", group_size=32, algorithm=algorithm)
+    solve_weights(job, samples_of(8, K))
+    solved = [v.const_value for v in model.graph.initializers.values() if v.name in job.plans()]
+    assert [type(tensor) for tensor in solved] == [ir.ExternalTensor] * 4
+    assert [tensor.raw for tensor in solved] == [None] * 4
+    mapped = Path("/proc/self/maps").read_text().count("model.data")
+    assert mapped <= len(model.graph.initializers) - 4
 
 
 def test_many_positions_are_thinned_out(tmp_path):
