@@ -62,7 +62,7 @@ class SolvedStore:
         about = {
             "name": name,
             "arrays": list(arrays),
-            "format": [form.bits, form.group_size, form.symmetric, form.scale_type],
+            "format": [form.bits, form.group_size, form.symmetric, form.scale_type, form.signed],
             "record": dict(record),
         }
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)

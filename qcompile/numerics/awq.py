@@ -132,12 +132,12 @@ def _clip(
 
 
 def _steps(whole: Floats, format: WeightFormat) -> Floats:  # noqa: A002
-    """Return the scales ``(S, R, 1)`` to try: narrower ones, on symmetric grids of either sign.
+    """Return the scales ``(S, R, 1)`` to try: narrower ones, of either sign where they may be.
 
     Symmetric grids have one code more below than above 0; the other sign puts it above.
     """
     shares = NARROWER
-    if format.symmetric:
+    if format.symmetric and format.signed:
         shares = np.outer([1.0, -format.middle / (format.middle - 1)], NARROWER).ravel()
     with np.errstate(over="ignore"):
         steps = (whole * shares[:, None, None]).astype(format.scale_type)

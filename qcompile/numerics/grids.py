@@ -3,11 +3,20 @@
 ``real = scale * (code - zero_point)``, codes rounded half to even, as ONNX QuantizeLinear defines.
 """
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating]
-Codes = npt.NDArray[np.integer]
+Codes = npt.NDArray[np.generic]
+
+CODE_RANGE: dict[str, tuple[int, int]] = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "int32": (-(2**31), 2**31 - 1),
+    "float8e4m3fn": (-448, 448),
+}
+"""Lowest and highest code of each type."""
 
 TINY = float(np.finfo(np.float32).tiny) * 2**24
 """Smallest scale that is used: products of two scales stay normal float32 numbers."""
@@ -37,6 +46,18 @@ def affine_grid(low: float, high: float, code_low: int, code_high: int) -> tuple
     return scale, min(max(zero_point, code_low), code_high)
 
 
+def symmetric_grid(low: float, high: float, code_high: int) -> tuple[float, int]:
+    """Return scale and zero point of the symmetric grid that covers a range: the zero point is 0.
+
+    Args:
+        low: Lowest real value.
+        high: Highest real value.
+        code_high: Highest code; the lowest is its negative.
+    """
+    scale = max(-low, high) / code_high
+    return (float(np.float32(scale)), 0) if scale >= TINY else (1.0, 0)
+
+
 def symmetric_scales(weight: Floats, axis: int | None, code_high: int) -> Floats:
     """Return the step of the symmetric grid that just covers each channel.
 
@@ -62,19 +83,42 @@ def symmetric_scales(weight: Floats, axis: int | None, code_high: int) -> Floats
 def quantize(
     values: Floats, scale: Floats, zero_point: Codes, axis: int | None, dtype: str
 ) -> Codes:
-    """Round to codes, saturating.
+    """Round to codes, half to even, saturating.
 
     Args:
         values: Any shape.
         scale: ``(C,)`` along ``axis``, or one number.
         zero_point: Shaped like ``scale``.
         axis: Channel axis of ``values``, or None.
-        dtype: Type of the codes.
+        dtype: Type of the codes, as in ``CODE_RANGE``.
     """
-    limits = np.iinfo(dtype)
+    kind = code_dtype(dtype)
     step, zero = _spread(scale, values.ndim, axis), _spread(zero_point, values.ndim, axis)
-    codes = np.rint(values.astype(np.float64) / step) + zero
-    return np.clip(codes, limits.min, limits.max).astype(dtype)
+    codes = values.astype(np.float64) / step
+    if kind.kind in "iu":
+        codes = np.rint(codes) + zero
+    return np.clip(codes, *CODE_RANGE[dtype]).astype(kind)
+
+
+def code_dtype(name: str) -> np.dtype[np.generic]:
+    """Return the numpy type of codes, by ONNX's name of it in lower case."""
+    return np.dtype(ml_dtypes.float8_e4m3fn if name == "float8e4m3fn" else name)
+
+
+def rounded_scales(scales: Floats, dtype: str) -> Floats:
+    """Return positive scales rounded to the numbers of a type, as float32; none becomes 0.
+
+    A scale below the type's least precise one that still has 8 digits takes that one.
+
+    Args:
+        scales: Any shape.
+        dtype: float32, float16 or bfloat16.
+    """
+    if dtype == "float32":
+        return scales.astype(np.float32)
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    least = 2.0**-17 if dtype == "float16" else TINY
+    return np.maximum(scales, least).astype(kind).astype(np.float32)
 
 
 def dequantize(codes: Codes, scale: Floats, zero_point: Codes, axis: int | None) -> Floats:

@@ -8,6 +8,8 @@ what they can. So each of a few grids is tried by rounding the group on it. Colu
 are in the weight: the engine does not reorder its inputs.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -55,7 +57,7 @@ def solve_grouped(
         cost = inverse.device.host(factor.diagonal()) ** -2.0
         scales[:, number], zeros[:, number] = group_parameters(
             inverse.device.host(work),
-            WeightFormat(format.bits, 0, format.symmetric, format.scale_type),
+            replace(format, group_size=0),
             search=search,
             importance=cost if search else None,
         )

@@ -41,6 +41,7 @@ class WeightFormat:
         group_size: Columns that share a scale; 0: the whole row.
         symmetric: The zero point is ``middle`` everywhere.
         scale_type: ``float32`` or ``float16``; scales are rounded to it before weights are.
+        signed: Scales of symmetric grids may be negative; those of others never are.
 
     Raises:
         RecipeError: For a format that does not exist.
@@ -50,6 +51,7 @@ class WeightFormat:
     group_size: int
     symmetric: bool = True
     scale_type: str = "float32"
+    signed: bool = True
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:
@@ -85,7 +87,7 @@ class SolvedWeight:
     Attributes:
         format: The format.
         codes: uint8 ``(R, K)``, columns in stored order.
-        scales: ``(R, G)`` of the format's scale type, never 0, signed if the format is symmetric.
+        scales: ``(R, G)`` of the format's scale type, never 0.
         zeros: uint8 ``(R, G)``, zero points.
         order: int64 ``(K,)``: stored column j is column ``order[j]`` of the weight; None: as it is.
         input_scale: float32 ``(K,)``: what is stored approximates ``weight * input_scale``
@@ -151,10 +153,11 @@ def group_parameters(
 ) -> tuple[Floats, Codes]:
     """Return scales and zero points ``(R, G)`` for rounding to the nearest code.
 
-    Symmetric: the value of largest magnitude falls on code 0. Asymmetric: the range, widened to
-    hold 0, falls on all codes. ``search`` takes for each group the grid with the least squared
-    error among these and narrower ones, and for symmetric formats among those that have the value
-    of largest magnitude at the upper end. A group of zeros gets the scale 1.
+    Symmetric: the value of largest magnitude falls on code 0, or on the highest where it is
+    positive and scales must be, too. Asymmetric: the range, widened to hold 0, falls on all codes.
+    ``search`` takes for each group the grid with the least squared error among these and narrower
+    ones, and for symmetric formats among those that have the value of largest magnitude at the
+    upper end. A group of zeros gets the scale 1.
 
     Args:
         weights: ``(R, K)``, any floating type.
@@ -180,6 +183,7 @@ def group_parameters(
         format.group_size or columns,
         format.high,
         format.symmetric,
+        not format.signed,
         kind.nmant + 1,
         float(kind.smallest_subnormal),
     )
@@ -234,7 +238,8 @@ def _steps(format: WeightFormat, *, search: bool) -> npt.NDArray[np.float64]:  #
     if not format.symmetric:
         return narrower / format.high
     below = -narrower / format.middle
-    return np.concatenate([below, narrower / (format.middle - 1)]) if search else below
+    both = search or not format.signed
+    return np.concatenate([below, narrower / (format.middle - 1)]) if both else below
 
 
 def _parts(weights: Floats) -> Iterator[slice]:

@@ -25,6 +25,7 @@ class Search(NamedTuple):
         size: Columns of a group.
         high: Largest code.
         symmetric: The zero point is the middle code.
+        positive: Scales are.
         digits: Binary digits of a scale.
         least: Least positive number of the scale's type; no scale is nearer to 0.
     """
@@ -32,6 +33,7 @@ class Search(NamedTuple):
     size: int
     high: int
     symmetric: bool
+    positive: bool
     digits: int
     least: float
 
@@ -73,6 +75,8 @@ def find_grids(
             best = math.inf
             for step in steps:
                 scale = _representable(unit * step, search.digits, search.least)
+                if search.positive and scale < 0.0:
+                    continue
                 zero = middle
                 if not search.symmetric:
                     zero = int(min(max(np.rint(-low * step * high / scale), 0.0), float(high)))

@@ -1,0 +1,71 @@
+"""What the rules call an error, TensorRT for RTX really refuses; what keeps them, it builds."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from qcompile.lint.rule import Severity
+from qcompile.lint.tensorrt import RULES
+from tests.lint.cases import Case
+from tests.lint.models import Net, broken, codes, scalar, steps, zeros
+from tests.lint.rtx import asked, needs_rtx
+from tests.lint.test_rules import BREAKS, KEEPS
+
+pytestmark = needs_rtx
+
+# Rules that were found, or checked, by experiments with this very library.
+TRIED = {
+    rule.name
+    for rule in RULES
+    if rule.severity is Severity.ERROR and "experiment, TensorRT-RTX" in rule.source
+}
+KNOWN = {75, 80, 86, 89, 120, 121}
+
+
+def wanted(cases: list[tuple[str, Case]], *, builds: bool) -> dict[str, tuple[Case, bool]]:
+    """Return the cases to build, by name, and whether they should."""
+    return {
+        f"{'keeps' if builds else 'breaks'}-{rule}-{case.label}": (
+            case,
+            builds if case.builds is None else case.builds,
+        )
+        for rule, case in cases
+        if rule in TRIED and set(case.setting.sms) <= KNOWN
+    }
+
+
+CASES = wanted(BREAKS, builds=False) | wanted(KEEPS, builds=True)
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("models")
+    return dict(zip(CASES, asked([case for case, _ in CASES.values()], folder), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_library_agrees(verdicts: dict[str, dict[str, str]], name: str) -> None:
+    _, builds = CASES[name]
+    verdict = verdicts[name]
+    assert (verdict["verdict"] == "built") == builds, verdict
+
+
+def test_rules_were_tried() -> None:
+    assert len(TRIED) > 15
+
+
+def computed_scale_of_a_convolution() -> ir.Model:
+    net = Net()
+    x = net.input((1, 16, 8, 8))
+    scale = net.op("Div", net.op("ReduceMax", net.op("Abs", x), keepdims=0), scalar(127))
+    w = net.weight(codes(16, 16, 3, 3), steps(16), axis=0)
+    return net.model(net.op("Conv", net.qdq(x, scale, zeros()), w))
+
+
+def test_a_computed_scale_crashes_the_builder(tmp_path: Path) -> None:
+    """L27 says so; it is why engines are built in a process of their own."""
+    case = Case(computed_scale_of_a_convolution)
+    assert "L27" in broken(case.make())
+    (verdict,) = asked([case], tmp_path)
+    assert verdict["verdict"] == "crashed", "a later version may build it: then L27 can say so"
