@@ -28,6 +28,7 @@ EMBEDDED_BYTES = 1 << 30
 
 _SILENT = 4
 _PROVIDERS = ["CPUExecutionProvider"]
+_REPLAY = "session.enable_saved_runtime_optimizations"
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(
     r"/\S+\.(?:h|hpp|cc|cpp):\d+ .*?\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)(?: const)?(?: |$)"
@@ -57,12 +58,13 @@ class Session:
         spinning: bool = False,
         lean: bool = False,
         arrays: Mapping[str, Array] | None = None,
+        replay: bool = False,
     ) -> None:
         """Load the model.
 
         Args:
-            model: A file, or a graph; external weights of a graph are not read into memory where
-                their folder can be named.
+            model: A file (ONNX or ORT format), or a graph; external weights of a graph are not read
+                into memory where their folder can be named.
             optimize: All of ONNX Runtime's rewrites (an engine), or none (each node computes what
                 the file says and each value keeps its name).
             threads: Threads inside one operator.
@@ -71,6 +73,8 @@ class Session:
                 type allows it, and buffers are freed at once.
             arrays: In place of external weights, by initializer name; used where they are, without
                 a copy. The files that the weights name are not looked for.
+            replay: Apply the rewrites that an ORT-format file of style Runtime has saved; for files
+                that qcompile wrote, since ONNX Runtime does not check them.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
@@ -86,6 +90,8 @@ class Session:
             # than half the peak memory where every activation is looked at.
             options.enable_mem_pattern = False
             options.execution_order = _onnxruntime().ExecutionOrder.PRIORITY_BASED
+        if replay:
+            options.add_session_config_entry(_REPLAY, "1")
         if lean:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
@@ -154,15 +160,19 @@ class Kernel:
     outputs: tuple[str, ...]
 
 
-def kernel_nodes(model: Path | ir.Model) -> tuple[Kernel, ...]:
+def kernel_nodes(model: Path | ir.Model, *, replay: bool = False) -> tuple[Kernel, ...]:
     """Return the nodes that ONNX Runtime runs for a model on this host, subgraphs included.
+
+    Args:
+        model: A file (ONNX or ORT format) or a graph.
+        replay: As in ``Session``.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the model.
     """
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        graph = optimized_model(model, Path(folder)).graph
+        graph = optimized_model(model, Path(folder), replay=replay).graph
         return tuple(
             Kernel(
                 name=_LAYOUT_SUFFIX.sub("", node.name or ""),
@@ -183,24 +193,29 @@ def kernels(model: Path | ir.Model) -> Counter[str]:
     return Counter(kernel.op for kernel in kernel_nodes(model))
 
 
-def optimized_model(model: Path | ir.Model, folder: Path) -> ir.Model:
+def optimized_model(model: Path | ir.Model, folder: Path, *, replay: bool = False) -> ir.Model:
     """Return the graph as ONNX Runtime runs it on this host.
 
     Args:
         model: A file or a graph.
         folder: Where the graph is written; its weights stay there, so it must outlive the result.
+        replay: As in ``Session``.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the model.
     """
     out = folder / "optimized.onnx"
-    save_optimized(model, out, embedded_bytes=0)
+    save_optimized(model, out, embedded_bytes=0, replay=replay)
     return ir.load(out)
 
 
 def save_optimized(
-    model: Path | ir.Model, out: Path, *, embedded_bytes: int = EMBEDDED_BYTES
+    model: Path | ir.Model,
+    out: Path,
+    *,
+    embedded_bytes: int = EMBEDDED_BYTES,
+    replay: bool = False,
 ) -> None:
     """Write the model as ONNX Runtime optimizes it for this host's instruction set.
 
@@ -208,6 +223,7 @@ def save_optimized(
         model: A file or a graph.
         out: The file to write.
         embedded_bytes: Weights beyond this size go to ``<out>.data`` beside the file.
+        replay: As in ``Session``.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
@@ -216,11 +232,22 @@ def save_optimized(
     options = _options(threads=1, spinning=False)
     options.graph_optimization_level = _onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(out)
+    if replay:
+        options.add_session_config_entry(_REPLAY, "1")
     if _weight_bytes(model) > embedded_bytes:
         entry = "session.optimized_model_external_initializers_"
         options.add_session_config_entry(f"{entry}file_name", f"{out.name}.data")
         options.add_session_config_entry(f"{entry}min_size_in_bytes", "1024")
     _loaded(model, options)
+
+
+def check_installed() -> None:
+    """Check that there is an ONNX Runtime, for those who run it in another process.
+
+    Raises:
+        RuntimeMissingError: onnxruntime is not installed.
+    """
+    _onnxruntime()
 
 
 def sentence(error: Exception) -> str:
@@ -293,6 +320,8 @@ def _weights(model: ir.Model) -> tuple[set[str], int]:
 def _weight_bytes(model: Path | ir.Model) -> int:
     if isinstance(model, ir.Model):
         return sum(tensor.nbytes for tensor in _tensors(model))
+    if model.suffix == ".ort":
+        return model.stat().st_size if model.is_file() else 0  # holds its weights itself
     try:
         return sum(tensor.nbytes for tensor in _tensors(ir.load(model)))
     except Exception as error:

@@ -1,0 +1,110 @@
+"""What a bundle asks TensorRT to build, ``build.json``, and how a refusal is told.
+
+Travels in the bundle beside ``build_engine.py``; standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Of ``build.json`` and ``result.json``."""
+
+
+class Refused(Exception):  # noqa: N818
+    """Something is wrong with what was given, or TensorRT refuses it: a line for people.
+
+    Attributes:
+        errors: Each with ``node``, ``operator`` and ``message``, where TensorRT named them.
+    """
+
+    def __init__(self, message: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.errors = errors or []
+
+
+_NODE = re.compile(r"\bfor node (.+?)\.?(?=\)|\. | In /|$)", re.MULTILINE)
+"""The builder's: "Could not find any implementation for node {ForeignNode[a...b]}."."""
+
+_REQUEST: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "tensorrt": (int,),
+    "profiles": (dict,),
+    "workspace_bytes": (int, type(None)),
+    "optimization_level": (int,),
+    "version_compatible": (bool,),
+    "hardware_compatible": (str,),
+    "weight_streaming": (bool,),
+    "strip": (bool,),
+    "refit": (bool,),
+    "gates": (dict,),
+    "samples": (int,),
+    "inputs": (list,),
+    "outputs": (list,),
+}
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """Return what ``build.json`` asks for.
+
+    Raises:
+        Refused: It is missing or damaged, or names a file outside its folder.
+    """
+    try:
+        request: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if request["version"] != FORMAT:
+            raise Refused(f"{path}: has format {request['version']}, not {FORMAT}")
+        wrong = [key for key, kind in _REQUEST.items() if not isinstance(request[key], kind)]
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, LookupError, TypeError) as error:
+        raise Refused(f"{path}: is damaged ({error!r}): copy the bundle again") from error
+    if wrong:
+        raise Refused(f"{path}: {wrong[0]} cannot be {request[wrong[0]]!r}")
+    if Path(request["model"]).name != request["model"]:
+        raise Refused(f"{path}: the model must be in the folder itself, not {request['model']!r}")
+    return request
+
+
+def node_errors(messages: list[str]) -> list[dict[str, str]]:
+    """Return the messages of the builder that name a node; the operator it does not say."""
+    found = [(message, _NODE.search(message)) for message in messages]
+    return [
+        {"node": node.group(1), "operator": "", "message": message}
+        for message, node in found
+        if node
+    ]
+
+
+def fitting(
+    name: str, shape: tuple[int, ...], profiles: dict[str, list[list[int]]]
+) -> list[tuple[int, ...]]:
+    """Return the least, best and largest shape of an input.
+
+    Args:
+        name: The input.
+        shape: As the model has it, -1 for a dynamic dimension.
+        profiles: Input to its three shapes.
+
+    Raises:
+        Refused: There are none, or they contradict the model.
+    """
+    if name not in profiles:
+        raise Refused(f"{name}: {list(shape)} has dynamic dimensions: give it a profile (--shapes)")
+    shapes = [tuple(each) for each in profiles[name]]
+    fits = len(shapes) == 3 and all(_fits(each, shape) for each in shapes)
+    if not fits or not all(a <= b <= c for a, b, c in zip(*shapes)):  # noqa: B905
+        raise Refused(
+            f"{name}: the profile {profiles[name]} does not fit the model's {list(shape)}"
+        )
+    return shapes
+
+
+def _fits(sizes: tuple[object, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether these are sizes of the shape, which has -1 for what is dynamic."""
+    whole = all(isinstance(size, int) and size >= 0 for size in sizes)
+    same = all(want in {-1, size} for want, size in zip(shape, sizes))  # noqa: B905
+    return whole and same and len(sizes) == len(shape)
