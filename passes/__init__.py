@@ -2,6 +2,7 @@
 
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes.average_codes import AverageCodes
+from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.clean_up import CleanUp
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.dynamic_matmul import DynamicMatmul
@@ -27,6 +28,7 @@ from qcompile.passes.name_values import NameValues
 from qcompile.passes.own_constants import OwnConstants
 from qcompile.passes.pad_channels import PadChannels
 from qcompile.passes.remove_identities import RemoveIdentities
+from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
 
@@ -89,9 +91,13 @@ WEIGHT_ONLY: tuple[GraphPass, ...] = (
 )
 """The passes that write solved weights into the graph; they take plan and weights as arguments."""
 
+HALVING: tuple[GraphPass, ...] = (CastFloats(), RoundFloats())
+"""The passes for half precision: the first makes the engine's graph, the second simulates it."""
+
 ALL: tuple[GraphPass, ...] = (
     *CANONICAL,
     *(step for steps in LOWERING.values() for step in steps),
     *QUANTIZING,
     *WEIGHT_ONLY,
+    *HALVING,
 )

@@ -12,7 +12,7 @@ from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.numerics.grids import Codes, quantize
 from qcompile.plan import Plan, TensorPlan
 
-NO_PLAN = Plan(model="", target="", cpu="", scheme="int8", tensors={}, nodes={})
+NO_PLAN = Plan(model="", target="", device="", scheme="int8", tensors={}, nodes={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class InsertQdq(GraphPass):
 
     A value made by an int8 node gives all its readers the dequantized value, for the kernel must
     see codes only; a value made in float, and a graph input, gives it to the int8 readers alone.
+    With ``hand_on`` off the latter holds for all values: TensorRT's convolutions make floats, too.
     A graph output keeps its name: the raw value becomes ``<name>.raw``.
     Scales and zero points have rank 0 for per-tensor grids, and zero points are always written:
     ONNX Runtime's selectors ask for both. Codes of weights are those that were
@@ -36,6 +37,7 @@ class InsertQdq(GraphPass):
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
     effect: ClassVar[Effect] = Effect.LOSSY
 
+    hand_on: bool = True
     plan: Plan = field(default=NO_PLAN, repr=False, compare=False)
     codes: Mapping[str, Codes] = field(default_factory=dict, repr=False, compare=False)
 
@@ -44,7 +46,7 @@ class InsertQdq(GraphPass):
         if any(node.op_type == "DequantizeLinear" for node in model.graph):
             self.refuse("the graph has QDQ pairs already")
             return False
-        writer = _Writer(model, self.plan, self.codes)
+        writer = _Writer(model, self.plan, self.codes, hand_on=self.hand_on)
         for name, tensor in self.plan.tensors.items():
             if tensor.kind == "activation":
                 writer.activation(name, tensor)
@@ -55,8 +57,10 @@ class InsertQdq(GraphPass):
 
 
 class _Writer:
-    def __init__(self, model: ir.Model, plan: Plan, codes: Mapping[str, Codes]) -> None:
-        self.graph = model.graph
+    def __init__(
+        self, model: ir.Model, plan: Plan, codes: Mapping[str, Codes], *, hand_on: bool
+    ) -> None:
+        self.graph, self.hand_on = model.graph, hand_on
         self.plan = plan
         self.solved = codes
         self.names = Names(model)
@@ -69,7 +73,7 @@ class _Writer:
         if value is None:
             raise PlanError(f"plan: tensor {name} is not in the model")
         producer = value.producer()
-        everyone = producer is not None and self._is_int8(producer)
+        everyone = self.hand_on and producer is not None and self._is_int8(producer)
         uses = [use for use in value.uses() if everyone or self._is_int8(use.node)]
         exported = everyone and value.is_graph_output()
         if not uses and not exported:
@@ -168,4 +172,4 @@ class _Writer:
                 self.graph.outputs[index] = real
 
     def _is_int8(self, node: ir.Node) -> bool:
-        return self.plan.precision(node.name or "") != "float"
+        return self.plan.is_quantized(node.name or "")

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import PlanError
-from qcompile.plan import CODE_RANGE, Plan, TensorPlan
+from qcompile.numerics.grids import CODE_RANGE
+from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.forms import channel_axis
 from qcompile.planning.tensors import bias_plan, input_name, values_of
 from qcompile.progress import Progress
@@ -20,14 +21,14 @@ Reader = tuple[ir.Node, int, OperatorRule]
 """A node, which of its inputs the tensor is, and the node's rule."""
 
 
-def check_grids(plan: Plan, model: ir.Model, target: Target, cpu: str) -> None:
+def check_grids(plan: Plan, model: ir.Model, target: Target, device: str) -> None:
     """Check kind, code type, axis, length, scales and zero points of every tensor.
 
     Args:
         plan: Names only tensors that the model has.
         model: The lowered graph.
         target: Has the operator rules and the code types.
-        cpu: Instruction set.
+        device: What the engine runs on.
 
     Raises:
         PlanError: A grid does not fit; names the tensor and what it must be.
@@ -35,11 +36,14 @@ def check_grids(plan: Plan, model: ir.Model, target: Target, cpu: str) -> None:
     values = {v.name: v for v in model.graph.inputs} | dict(model.graph.initializers)
     values |= {out.name: out for node in model.graph for out in node.outputs}
     rules = target.rules(plan.scheme)
+    if not plan.tensors:
+        return
+    types = target.types(plan.scheme, device)
     for name, tensor in plan.tensors.items():
         value = values[name]
         readers = list(_int8_readers(value, plan, rules))
         problem = _bad_numbers(tensor) or _bad_kind(value, tensor)
-        problem = problem or _bad_form(value, tensor, readers, target.types[cpu])
+        problem = problem or _bad_form(value, tensor, readers, types)
         if problem:
             raise PlanError(f"--plan: tensor {name}: {problem}")
 
@@ -91,7 +95,7 @@ def _check_fits(model: ir.Model, name: str, tensor: TensorPlan) -> None:
 def _int8_readers(value: ir.Value, plan: Plan, rules: Rules) -> Iterator[Reader]:
     for use in value.uses():
         rule = rules.get(use.node.op_type)
-        if rule is not None and plan.precision(use.node.name or "") != "float":
+        if rule is not None and plan.is_quantized(use.node.name or ""):
             yield use.node, use.idx, rule
 
 
@@ -120,10 +124,12 @@ def _bad_kind(value: ir.Value, tensor: TensorPlan) -> str:
 def _bad_form(value: ir.Value, tensor: TensorPlan, readers: list[Reader], types: Types) -> str:
     """Return what is wrong with code type, axis, length or zero point for those who read it."""
     if tensor.kind == "activation":
-        return _differs(tensor, types.activation) or _not_single(tensor)
+        shifted = types.symmetric and any(tensor.zero_point)
+        problem = "its zero point must be 0 on this target" if shifted else ""
+        return problem or _differs(tensor, types.activation) or _not_single(tensor)
     if tensor.kind == "bias":
         return _differs(tensor, "int32") or _bad_length(value, tensor, 0)
-    weighs = [(node, rule) for node, index, rule in readers if index == rule.weight]
+    weighs = [(n, rule) for n, index, rule in readers if index == rule.weight and not rule.per_tensor]
     if not weighs:
         return (_differs(tensor, types.activation) or _not_single(tensor)) if readers else ""
     if any(tensor.zero_point):

@@ -46,7 +46,7 @@ def choose_level(
         solved: The weight.
         rows: Inputs of the layer ``(n, K)``; without them the fastest is taken unmeasured.
     """
-    levels = target.weight_only.widths[options.bits].levels
+    levels = target.few_bits().widths[options.bits].levels
     if not levels:
         return Level(None, None)
     if options.accuracy_level is not None:

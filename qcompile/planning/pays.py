@@ -16,8 +16,9 @@ from qcompile.graph.work import multiply_adds
 from qcompile.planning.forms import node_name
 from qcompile.planning.region import Region
 from qcompile.planning.select import Selection, select
+from qcompile.planning.select_inputs import select_inputs
 from qcompile.planning.wishes import Wishes
-from qcompile.targets.target import Output, Target
+from qcompile.targets.target import Output, Placement, Target
 
 
 def select_paying(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -32,6 +33,8 @@ def select_paying(model: ir.Model, target: Target, scheme: str, wishes: Wishes) 
         scheme: int8 or int8-dynamic.
         wishes: What stays in float anyway.
     """
+    if target.placement is Placement.INPUTS:
+        return select_inputs(model, target, scheme, wishes)
     selection = select(model, target, scheme, wishes)
     if scheme != "int8":
         return selection

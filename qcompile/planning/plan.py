@@ -9,7 +9,7 @@ from qcompile.errors import PlanError
 from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
-from qcompile.plan import Plan, TensorPlan
+from qcompile.plan import CALIBRATED, FLOATS, Plan, TensorPlan
 from qcompile.planning.edited import check_grids
 from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
@@ -28,16 +28,10 @@ from qcompile.planning.switchboard import Switchboard, judged_values
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
-from qcompile.recipe import Cpu, Recipe
+from qcompile.recipe import Recipe
 from qcompile.samples import Samples, Subset
 from qcompile.statistics import Statistics
-from qcompile.targets.target import Role, Target
-
-_SCHEME_OPTIONS = {
-    "int8": "--int8",
-    "int8-dynamic": "--dynamic",
-    "weight-only": "--int4 or --weight-bits",
-}
+from qcompile.targets.target import OPTIONS, Role, Target, Types
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
@@ -71,10 +65,10 @@ def readers(model: ir.Model, selection: Selection) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in activations_of(selection):
         producer = values[name].producer()
-        everyone = producer is not None and selection.is_int8(producer)
+        everyone = selection.hands_on(producer)
         uses = [use.node for use in values[name].uses()]
         names = [n.name or "" for n in uses if n.graph is model.graph]
-        kept = [n for n in names if everyone or selection.nodes[n].precision != "float"]
+        kept = [n for n in names if everyone or selection.nodes[n].precision not in FLOATS]
         found[name] = list(dict.fromkeys(kept))
     return found
 
@@ -89,7 +83,8 @@ class Planner:
         samples: A few samples of the calibration data, for measured choices; None without any.
         recipe: What the user asks for.
         target: What the engine can run.
-        cpu: Instruction set.
+        device: What the engine runs on.
+        types: Of the codes.
         progress: Hears of the steps.
     """
 
@@ -98,7 +93,8 @@ class Planner:
     samples: Samples | None
     recipe: Recipe
     target: Target
-    cpu: Cpu
+    device: str
+    types: Types
     progress: Progress
 
     def make(self, wishes: Wishes) -> tuple[Plan, dict[str, Codes]]:
@@ -128,9 +124,8 @@ class Planner:
         """
         if not self.recipe.keep_accuracy:
             return self.plan(selection, self.choose(selection, samples)), {}
-        types = self.target.types[self.cpu]
         grids = {
-            name: weight_plan(values_of(self.model, name), axis, types)
+            name: weight_plan(values_of(self.model, name), axis, self.types)
             for name, axis in selection.weights.items()
             if axis is not None
         }
@@ -149,19 +144,23 @@ class Planner:
     def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
         """Put the plan together."""
         scheme = self.recipe.scheme
-        return assemble(self.model, selection, self.target, self.cpu, scheme, choices)
+        about = self.target, self.device, scheme
+        return assemble(self.model, selection, *about, choices, self.types)
 
     def choose(self, selection: Selection, samples: Samples) -> dict[str, Choice]:
         """Choose each range by the error at the tensor's readers, or by the recipe's method."""
-        jobs, types = self.recipe.jobs or 1, self.target.types[self.cpu]
+        jobs = self.recipe.jobs or 1
 
         def probe() -> Probe:
             read = readers(self.model, selection)
-            return Probe(self.model, read, types.activation, samples, jobs)
+            return Probe(self.model, read, self.types, samples, jobs)
 
         names = activations_of(selection)
         options = self.recipe.calibration
-        return choose_ranges(names, self.statistics, options, probe, self.progress)
+        symmetric = self.types.symmetric
+        return choose_ranges(
+            names, self.statistics, options, probe, self.progress, symmetric=symmetric
+        )
 
     def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
         """Return the ranges of each single method, where the recipe leaves the choice."""
@@ -169,7 +168,13 @@ class Planner:
             return {}
         names = activations_of(selection)
         found = {
-            method: by_method(method, names, self.statistics, self.recipe.calibration)
+            method: by_method(
+                method,
+                names,
+                self.statistics,
+                self.recipe.calibration,
+                symmetric=self.types.symmetric,
+            )
             for method in METHODS
         }
         return {
@@ -206,7 +211,7 @@ class Planner:
             selection: Selection, choices: dict[str, Choice]
         ) -> tuple[Switchboard, dict[str, Choice]]:
             plan, jobs = self.plan(selection, choices), self.recipe.jobs or 1
-            board = Switchboard(self.model, selection, plan, codes, judged, jobs)
+            board = Switchboard(self.model, selection, plan, self.types, codes, judged, jobs)
             return board, best_start(board, {"local": choices, **self.alternatives(selection)})
 
         board, choices = judge(selection, choices)
@@ -291,12 +296,13 @@ def assemble(
     model: ir.Model,
     selection: Selection,
     target: Target,
-    cpu: Cpu,
+    device: str,
     scheme: str,
     choices: Mapping[str, Choice],
+    types: Types | None = None,
 ) -> Plan:
-    """Put a selection and its ranges together as a plan."""
-    types = target.types[cpu]
+    """Put a selection and its ranges together as a plan; the types are the target's by default."""
+    types = types or target.types(scheme, device)
     ranges = {name: (choice.low, choice.high, choice.method) for name, choice in choices.items()}
     tensors = plan_tensors(model, selection, types, ranges)
     for name, choice in choices.items():
@@ -305,7 +311,7 @@ def assemble(
     return Plan(
         model=model_digest(model),
         target=target.name,
-        cpu=cpu,
+        device=device,
         scheme=scheme,
         tensors=tensors,
         nodes=selection.nodes,
@@ -313,7 +319,7 @@ def assemble(
 
 
 def check_plan(
-    plan: Plan, model: ir.Model, digest: str, target: Target, cpu: Cpu, scheme: str
+    plan: Plan, model: ir.Model, digest: str, target: Target, device: str, scheme: str
 ) -> None:
     """Check a plan that the user gave against the model, of that digest, and the target.
 
@@ -322,8 +328,8 @@ def check_plan(
     """
     for what, found, wanted, option in (
         ("target", plan.target, target.name, f"--target {plan.target}"),
-        ("cpu", plan.cpu, cpu, f"--cpu {plan.cpu}"),
-        ("scheme", plan.scheme, scheme, _SCHEME_OPTIONS.get(plan.scheme, "another scheme")),
+        ("device", plan.device, device, f"{target.device_option} {plan.device}"),
+        ("scheme", plan.scheme, scheme, OPTIONS.get(plan.scheme, "another scheme")),
     ):
         if found != wanted:
             raise PlanError(
@@ -344,7 +350,7 @@ def check_plan(
     for name in plan.tensors:
         if name not in values:
             raise PlanError(f"--plan: tensor {name} is not in the model")
-    check_grids(plan, model, target, cpu)
+    check_grids(plan, model, target, device)
 
 
 def _check_precisions(
@@ -352,7 +358,7 @@ def _check_precisions(
 ) -> None:
     rules = target.rules(scheme)
     for name, entry in plan.nodes.items():
-        if entry.precision == "float":
+        if entry.precision in FLOATS:
             continue
         if entry.precision != scheme:
             raise PlanError(
@@ -363,14 +369,16 @@ def _check_precisions(
         rule = rules.get(node.op_type)
         if rule is None or node.domain:
             raise PlanError(f"--plan: node {name}: {target.name} has no {scheme} {entry.op}")
-        if scheme != "int8" or rule.role is Role.ABSORBED:
+        if scheme not in CALIBRATED or rule.role in (Role.ABSORBED, Role.RESIDUAL):
             continue
         for index in rule.activations or range(len(node.inputs)):
             value = node.inputs[index] if index < len(node.inputs) else None
             if value is not None and value.name not in plan.tensors:
-                raise PlanError(f"--plan: node {name} is int8, but tensor {value.name} has no grid")
+                raise PlanError(
+                    f"--plan: node {name} is {scheme}, but tensor {value.name} has no grid"
+                )
         if rule.weight is not None and (node.inputs[rule.weight].name or "") not in plan.tensors:  # type: ignore[union-attr]
-            raise PlanError(f"--plan: node {name} is int8, but its weight has no grid")
+            raise PlanError(f"--plan: node {name} is {scheme}, but its weight has no grid")
 
 
 def _short(value: float) -> float:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names
+from qcompile.graph.edit import Names, add_constant
 from qcompile.graph.walk import is_op
-from qcompile.numerics.grids import affine_grid
-from qcompile.plan import CODE_RANGE, CodeType
+from qcompile.numerics.grids import code_dtype
+from qcompile.planning.activation_grids import activation_grid
 from qcompile.runtime.ort import Session
 from qcompile.samples import Samples
+from qcompile.targets.target import Types
 
 Range = tuple[float, float]
 CARRIED = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "MaxPool", "Split")
@@ -48,7 +49,7 @@ class Probe:
         self,
         model: ir.Model,
         readers: Mapping[str, Sequence[str]],
-        code_type: CodeType,
+        types: Types,
         samples: Samples,
         jobs: int,
     ) -> None:
@@ -58,13 +59,13 @@ class Probe:
             model: The lowered float graph; it is not changed.
             readers: Tensor name to the nodes that would read it rounded; none means the tensor
                 itself is what matters (a graph output).
-            code_type: Type of activation codes.
+            types: Of activation codes.
             samples: A few samples; every measurement runs all of them.
             jobs: Samples measured at once.
         """
-        self.samples, self.jobs, self.code_type = samples, jobs, code_type
+        self.samples, self.jobs, self.types = samples, jobs, types
         graph = model.clone()
-        self.keys = list(_add_taps(graph, readers, code_type))
+        self.keys = list(_add_taps(graph, readers, types))
         self.tensors = list(readers)
         self.session = Session(graph, threads=1)
         outputs = [f"{tensor}|{end}|{what}" for tensor, end in self.keys for what in "ep"]
@@ -85,14 +86,15 @@ class Probe:
     def _grids(self, ranges: Mapping[str, Range]) -> dict[str, np.ndarray]:
         feeds: dict[str, np.ndarray] = {}
         for name in self.tensors:
-            scale, zero = affine_grid(*ranges[name], *CODE_RANGE[self.code_type])
+            scale, zero = activation_grid(*ranges[name], self.types)
             feeds[f"{name}|scale"] = np.asarray(scale, np.float32)
-            feeds[f"{name}|zero"] = np.asarray(zero, self.code_type)
+            if not self.types.symmetric:
+                feeds[f"{name}|zero"] = np.asarray(zero, self.types.activation)
         return feeds
 
 
 def _add_taps(
-    model: ir.Model, readers: Mapping[str, Sequence[str]], code_type: CodeType
+    model: ir.Model, readers: Mapping[str, Sequence[str]], types: Types
 ) -> Iterator[tuple[str, str]]:
     graph = model.graph
     values = {v.name: v for v in graph.inputs} | {o.name: o for n in graph for o in n.outputs}
@@ -102,7 +104,7 @@ def _add_taps(
     seen: set[tuple[str, str]] = set()
     for name, reading in readers.items():
         value = values[name]
-        rounded = tapper.rounded(value, code_type)
+        rounded = tapper.rounded(value, types)
         ends = [
             (end, copy)
             for reader in reading
@@ -117,6 +119,25 @@ def _add_taps(
             tapper.output(f"{key[0]}|{key[1]}|p", end)
             yield key
     graph.sort()
+
+
+def fed_grid(graph: ir.Graph, name: str, types: Types) -> tuple[ir.Value, ir.Value]:
+    """Return scale and zero point of a tensor's grid: new inputs of the graph, ``<name>|scale``.
+
+    The zero point of a symmetric grid is a constant.
+    """
+    scale = ir.Value(
+        name=f"{name}|scale", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([])
+    )
+    graph.inputs.append(scale)
+    if types.symmetric:
+        return scale, add_constant(
+            graph, f"{name}|zero", np.zeros((), code_dtype(types.activation))
+        )
+    kind = ir.TensorType(ir.DataType[types.activation.upper()])
+    zero = ir.Value(name=f"{name}|zero", type=kind, shape=ir.Shape([]))
+    graph.inputs.append(zero)
+    return scale, zero
 
 
 class _Tapper:
@@ -134,17 +155,9 @@ class _Tapper:
         self.graph.append(node)
         return node.outputs[0]
 
-    def rounded(self, value: ir.Value, code_type: CodeType) -> ir.Value:
-        """Return the value behind a QDQ pair whose grid is fed."""
-        scale = ir.Value(
-            name=f"{value.name}|scale", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([])
-        )
-        zero = ir.Value(
-            name=f"{value.name}|zero",
-            type=ir.TensorType(ir.DataType[code_type.upper()]),
-            shape=ir.Shape([]),
-        )
-        self.graph.inputs.extend([scale, zero])
+    def rounded(self, value: ir.Value, types: Types) -> ir.Value:
+        """Return the value behind a QDQ pair whose grid is fed; a zero point of 0 is a constant."""
+        scale, zero = fed_grid(self.graph, value.name or "", types)
         codes = self.op("QuantizeLinear", [value, scale, zero])
         return self.op("DequantizeLinear", [codes, scale, zero])
 

@@ -14,6 +14,9 @@ METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse", "entropy")
 SHRINKS = ((0.5, 1.0), (0.25, 1.0), (0.125, 1.0), (1.0, 0.7), (1.0, 0.5))
 """Factors on low and high of the best method so far: what a SiLU maps to zero needs no codes."""
 
+SYMMETRIC_SHRINKS = ((0.85, 0.85), (0.7, 0.7), (0.5, 0.5))
+"""The same on grids that are even about zero."""
+
 BETTER = 0.98
 """A later candidate must lower the squared error by this factor: ties keep the simpler method."""
 
@@ -41,12 +44,17 @@ class Choice:
 
 
 def by_method(
-    method: RangeMethod, names: Sequence[str], statistics: Statistics, options: Calibration
+    method: RangeMethod,
+    names: Sequence[str],
+    statistics: Statistics,
+    options: Calibration,
+    *,
+    symmetric: bool = False,
 ) -> dict[str, Range]:
     """Return the range of each tensor by one method."""
     return {
         name: range_of(
-            method, statistics.tensors[name], symmetric=False, percentile=options.percentile
+            method, statistics.tensors[name], symmetric=symmetric, percentile=options.percentile
         )
         for name in names
     }
@@ -58,6 +66,8 @@ def choose_ranges(
     options: Calibration,
     probe: Callable[[], Probe],
     progress: Progress,
+    *,
+    symmetric: bool = False,
 ) -> dict[str, Choice]:
     """Choose the range of each activation.
 
@@ -67,11 +77,12 @@ def choose_ranges(
         options: The method; auto measures all of them.
         probe: Makes the probe; called for auto alone.
         progress: Hears "plan: ranges".
+        symmetric: Grids are even about zero.
     """
     if options.method != "auto":
-        found = by_method(options.method, names, statistics, options)
+        found = by_method(options.method, names, statistics, options, symmetric=symmetric)
         return {name: Choice(*found[name], options.method, {}) for name in names}
-    return _measured(names, statistics, options, probe(), progress)
+    return _measured(names, statistics, options, probe(), progress, symmetric=symmetric)
 
 
 def _measured(
@@ -80,8 +91,11 @@ def _measured(
     options: Calibration,
     probe: Probe,
     progress: Progress,
+    *,
+    symmetric: bool,
 ) -> dict[str, Choice]:
-    total = len(METHODS) + len(SHRINKS)
+    shrinks = SYMMETRIC_SHRINKS if symmetric else SHRINKS
+    total = len(METHODS) + len(shrinks)
     best: dict[str, Choice] = {}
     scores: dict[str, float] = {}
     errors: dict[str, dict[str, float]] = {name: {} for name in names}
@@ -102,8 +116,8 @@ def _measured(
 
     for done, method in enumerate(METHODS):
         progress.step("plan: ranges", done, total)
-        consider(method, by_method(method, names, statistics, options))
-    for done, (low, high) in enumerate(SHRINKS, len(METHODS)):
+        consider(method, by_method(method, names, statistics, options, symmetric=symmetric))
+    for done, (low, high) in enumerate(shrinks, len(METHODS)):
         progress.step("plan: ranges", done, total)
         consider("search", {n: (best[n].low * low, best[n].high * high) for n in names})
     progress.step("plan: ranges", total, total)

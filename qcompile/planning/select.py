@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qcompile.graph.walk import is_constant, subgraphs
-from qcompile.plan import NodePlan
+from qcompile.plan import CALIBRATED, NodePlan
 from qcompile.planning.forms import (
     channel_axis,
     convolution_kind,
@@ -25,7 +25,7 @@ from qcompile.planning.forms import (
 )
 from qcompile.planning.ties import with_concats
 from qcompile.planning.wishes import Wishes, with_ends
-from qcompile.targets.target import OperatorRule, Output, Role, Target
+from qcompile.targets.target import OperatorRule, Output, Placement, Role, Target
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Selection:
         weights: Weight initializer to the channel axis of its scales (None: per-tensor).
         biases: Bias initializer to its node.
         absorbed: Nodes that vanish into the rounding of the node before them.
+        placement: Where codes begin and end.
     """
 
     nodes: dict[str, NodePlan]
@@ -47,11 +48,16 @@ class Selection:
     weights: dict[str, int | None]
     biases: dict[str, str]
     absorbed: frozenset[str]
+    placement: Placement = Placement.ISLANDS
 
     def is_int8(self, node: ir.Node | None) -> bool:
-        """Return whether a node of the graph computes in static int8."""
+        """Return whether a node of the graph computes on calibrated codes."""
         entry = None if node is None else self.nodes.get(node.name or "")
-        return entry is not None and entry.precision == "int8"
+        return entry is not None and entry.precision in CALIBRATED
+
+    def hands_on(self, node: ir.Node | None) -> bool:
+        """Return whether all readers of what a node makes take the rounded value."""
+        return self.placement is Placement.ISLANDS and self.is_int8(node)
 
 
 def select(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -231,7 +237,7 @@ class _Selector:
             if rule is not None:
                 self._constants(node, rule, weights, biases)
             for graph in subgraphs(node):
-                _add_subgraph(nodes, graph, node)
+                add_subgraph(nodes, graph, node)
         values = [*self.graph.inputs, *(out for node in order for out in node.outputs)]
         activations = [value_name(v) for v in values if v.name and value_name(v) in self.codes]
         absorbed = frozenset(self.absorbed)
@@ -252,7 +258,7 @@ class _Selector:
         return NodePlan(op=node.op_type, precision="float", reason=self._why_float(node))
 
     def _why_float(self, node: ir.Node) -> str:
-        known = self.reasons.get(node_name(node)) or _no_candidate(node)
+        known = self.reasons.get(node_name(node)) or no_candidate(node)
         if known:
             return known
         if node.op_type in self.target.costs:
@@ -271,7 +277,8 @@ class _Selector:
         biases: dict[str, str],
     ) -> None:
         if rule.weight is not None:
-            weights[value_name(node.inputs[rule.weight])] = channel_axis(node, rule)
+            axis = None if rule.per_tensor else channel_axis(node, rule)
+            weights[value_name(node.inputs[rule.weight])] = axis
             bias = input_at(node, rule.bias)
             if bias is not None and self.scheme == "int8":
                 biases[value_name(bias)] = node_name(node)
@@ -284,15 +291,17 @@ class _Selector:
         return self.rules.get(node.op_type) if node.domain == "" else None
 
 
-def _add_subgraph(nodes: dict[str, NodePlan], graph: ir.Graph, owner: ir.Node) -> None:
+def add_subgraph(nodes: dict[str, NodePlan], graph: ir.Graph, owner: ir.Node) -> None:
+    """List the nodes of a subgraph: all stay in float."""
     for node in graph:
         reason = f"inside {owner.op_type} {owner.name}: control flow stays in float"
         nodes[node_name(node)] = NodePlan(op=node.op_type, precision="float", reason=reason)
         for inner in subgraphs(node):
-            _add_subgraph(nodes, inner, node)
+            add_subgraph(nodes, inner, node)
 
 
-def _no_candidate(node: ir.Node) -> str:
+def no_candidate(node: ir.Node) -> str:
+    """Return why a node could not be quantized on any target, or nothing."""
     if any(True for _ in subgraphs(node)):
         return "holds subgraphs: control flow stays in float"
     if not any(is_float(v) for v in node.inputs if v is not None):

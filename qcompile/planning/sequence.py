@@ -100,7 +100,7 @@ def round_weights(job: Job) -> None:
     for layer in job.selection.layers:
         if layer.name in store:
             continue
-        solved = round_layer(layer.values(), layer.options, layer.scale_type)
+        solved = round_layer(layer.values(), layer.options, layer.scale_type, signed=layer.signed)
         release(layer.weight.const_value)
         level = choose_level(job.target, layer.options, solved, None)
         store.save(layer.name, solved, _record(job, layer, solved, None, level))
@@ -182,7 +182,9 @@ def _solve_unit(job: Job, unit: Sequence[Layer], inputs: LayerInputs) -> None:
     """Solve layers that read the same rows, and keep them."""
     weights = [layer.values() for layer in unit]
     options = unit[0].options
-    outcomes, damping = solve_layers(weights, inputs, options, unit[0].scale_type)
+    outcomes, damping = solve_layers(
+        weights, inputs, options, unit[0].scale_type, signed=unit[0].signed
+    )
     if damping > options.damping:
         job.progress.notice(f"{unit[0].name}: GPTQ's Hessian took a damping of {damping:g}")
     for layer, outcome in zip(unit, outcomes, strict=True):
@@ -208,6 +210,6 @@ def _record(
         "level_error": level.error,
         "input_scaled": solved.input_scale is not None,
         "permuted": solved.order is not None,
-        "form": job.target.weight_only.form,
+        "form": job.target.few_bits().form,
     }
     return WeightPlan.model_validate(record).model_dump(mode="json")

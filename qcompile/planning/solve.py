@@ -102,7 +102,12 @@ class Outcome:
 
 
 def solve_layers(
-    weights: Sequence[Floats], inputs: LayerInputs, options: Weights, scale_type: str
+    weights: Sequence[Floats],
+    inputs: LayerInputs,
+    options: Weights,
+    scale_type: str,
+    *,
+    signed: bool = True,
 ) -> tuple[list[Outcome], float]:
     """Solve the weights that read one input.
 
@@ -115,11 +120,12 @@ def solve_layers(
         inputs: What the layers read.
         options: Format and algorithm.
         scale_type: float32 or float16.
+        signed: Scales of symmetric grids may be negative.
 
     Returns:
         One outcome for each weight, and the damping that the Hessian took (0 without GPTQ).
     """
-    form = _format(options, scale_type)
+    form = _format(options, scale_type, signed=signed)
     solver = _Solver(form, options, inputs.hessian.matrix(), inputs.magnitude())
     judge = _Judge(weights, inputs.rows()[1])
     families = [
@@ -136,13 +142,17 @@ def solve_layers(
     return outcomes, solver.damping
 
 
-def round_layer(weight: Floats, options: Weights, scale_type: str) -> SolvedWeight:
+def round_layer(
+    weight: Floats, options: Weights, scale_type: str, *, signed: bool = True
+) -> SolvedWeight:
     """Round one weight ``(R, K)`` without any data."""
-    return round_nearest(weight, _format(options, scale_type), search=options.search)
+    form = _format(options, scale_type, signed=signed)
+    return round_nearest(weight, form, search=options.search)
 
 
-def _format(options: Weights, scale_type: str) -> WeightFormat:
-    return WeightFormat(options.bits, options.group_size, not options.asymmetric, scale_type)
+def _format(options: Weights, scale_type: str, *, signed: bool) -> WeightFormat:
+    symmetric = not options.asymmetric
+    return WeightFormat(options.bits, options.group_size, symmetric, scale_type, signed)
 
 
 def _families(options: Weights) -> list[tuple[Algorithm, ...]]:

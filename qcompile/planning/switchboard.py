@@ -14,14 +14,15 @@ import onnx_ir as ir
 
 from qcompile.graph.edit import Names, add_constant
 from qcompile.graph.walk import is_constant, is_op, only_consumer
-from qcompile.numerics.grids import Codes, affine_grid, dequantize, quantize
+from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.numerics.metrics import ErrorSums, error_sums
-from qcompile.plan import CODE_RANGE, CodeType, Plan
-from qcompile.planning.probe import Range
+from qcompile.plan import FLOATS, Plan
+from qcompile.planning.activation_grids import activation_grid
+from qcompile.planning.probe import Range, fed_grid
 from qcompile.planning.select import Selection
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Samples
-from qcompile.targets.target import Role
+from qcompile.targets.target import Placement, Role, Types
 
 JUDGED_BEFORE = ("Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Flatten", "Transpose", "Squeeze")
 """Operators at the end of a model that hide or do not change an error: it is taken before them."""
@@ -70,6 +71,7 @@ class Switchboard:
         model: ir.Model,
         selection: Selection,
         plan: Plan,
+        types: Types,
         codes: Mapping[str, Codes],
         samples: Samples,
         jobs: int,
@@ -79,18 +81,16 @@ class Switchboard:
         Args:
             model: The lowered float graph; it is not changed.
             selection: Which nodes and tensors are in question.
-            plan: Grids of the weights, and the types.
+            plan: Grids of the weights.
+            types: Of the codes.
             codes: Solved codes of weights; others round to the nearest.
             samples: A few samples; each question runs all of them.
             jobs: Samples measured at once.
         """
-        self.samples, self.jobs = samples, jobs
+        self.samples, self.jobs, self.types = samples, jobs, types
         graph = model.clone()
-        wiring = _Wiring(graph, selection, plan, codes)
+        wiring = _Wiring(graph, selection, plan, types, codes)
         self.units, self.tensors = wiring.units, wiring.tensors
-        self.types: dict[str, CodeType] = {
-            name: tensor.type for name, tensor in plan.tensors.items()
-        }
         self.grids = wiring.grids
         self.session = Session(graph, threads=1)
         self.outputs = [port.name for port in self.session.outputs]
@@ -116,10 +116,10 @@ class Switchboard:
     def _run(self, ranges: Mapping[str, Range], on: Collection[str]) -> list[dict[str, Array]]:
         feeds: dict[str, Array] = {_switch(unit): np.asarray(unit in on) for unit in self.units}
         for name in self.grids:
-            kind = self.types[name]
-            scale, zero = affine_grid(*ranges.get(name, (0.0, 1.0)), *CODE_RANGE[kind])
+            scale, zero = activation_grid(*ranges.get(name, (0.0, 1.0)), self.types)
             feeds[f"{name}|scale"] = np.asarray(scale, np.float32)
-            feeds[f"{name}|zero"] = np.asarray(zero, kind)
+            if not self.types.symmetric:
+                feeds[f"{name}|zero"] = np.asarray(zero, self.types.activation)
 
         def one(index: int) -> dict[str, Array]:
             return self.session.run({**self.samples[index], **feeds})
@@ -136,10 +136,15 @@ class _Wiring:
     """Puts the switches into a graph."""
 
     def __init__(
-        self, model: ir.Model, selection: Selection, plan: Plan, codes: Mapping[str, Codes]
+        self,
+        model: ir.Model,
+        selection: Selection,
+        plan: Plan,
+        types: Types,
+        codes: Mapping[str, Codes],
     ) -> None:
         self.graph, self.plan, self.selection = model.graph, plan, selection
-        self.codes = codes
+        self.types, self.codes = types, codes
         self.names = Names(model)
         self.opsets = model.opset_imports
         self.tensors: dict[str, list[str]] = {}
@@ -160,7 +165,7 @@ class _Wiring:
 
     def _is_unit(self, node: ir.Node) -> bool:
         entry = self.selection.nodes.get(node.name or "")
-        if entry is None or entry.precision != "int8" or is_op(node, "Relu", "Clip"):
+        if entry is None or entry.precision in FLOATS or is_op(node, "Relu", "Clip"):
             return False
         return entry.reason != Role.CARRIER.value
 
@@ -172,6 +177,8 @@ class _Wiring:
 
     def _end(self, node: ir.Node) -> ir.Value | None:
         """Return the value behind a unit that its float readers see rounded, if there is one."""
+        if self.selection.placement is Placement.INPUTS:
+            return None
         value = node.outputs[0]
         reader = only_consumer(value)
         if (value.name or "") not in self.plan.tensors and reader is not None:
@@ -268,13 +275,7 @@ class _Wiring:
         name = self._name(value)
         name = self.selection.tied.get(name, name)
         if name not in self.grids:
-            code = ir.DataType[self.plan.tensors[name].type.upper()]
-            made = [
-                ir.Value(name=f"{name}|{what}", type=ir.TensorType(dtype), shape=ir.Shape([]))
-                for what, dtype in (("scale", ir.DataType.FLOAT), ("zero", code))
-            ]
-            self.graph.inputs.extend(made)
-            self.grids[name] = (made[0], made[1])
+            self.grids[name] = fed_grid(self.graph, name, self.types)
         return self.grids[name]
 
     def _branch(

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import PlanError
-from qcompile.numerics.grids import affine_grid, symmetric_scales
-from qcompile.plan import CODE_RANGE, TensorPlan
+from qcompile.numerics.grids import CODE_RANGE, rounded_scales, symmetric_scales
+from qcompile.plan import TensorPlan
+from qcompile.planning.activation_grids import activation_grid
 from qcompile.planning.select import Selection
 from qcompile.targets.target import Types
 
@@ -20,7 +21,7 @@ Ranges = Mapping[str, tuple[float, float, str]]
 
 def activation_plan(low: float, high: float, types: Types, method: str) -> TensorPlan:
     """Return the per-tensor grid of an activation over a range."""
-    scale, zero_point = affine_grid(low, high, *CODE_RANGE[types.activation])
+    scale, zero_point = activation_grid(low, high, types)
     return TensorPlan(
         kind="activation",
         type=types.activation,
@@ -67,8 +68,8 @@ def plan_tensors(
 
 def weight_plan(values: np.ndarray, axis: int, types: Types) -> TensorPlan:
     """Return the symmetric per-channel grid of a weight."""
-    high = 63 if types.reduce_range else 127
-    scales = symmetric_scales(values, axis, high)
+    high = 63 if types.reduce_range else CODE_RANGE[types.weight][1]
+    scales = rounded_scales(symmetric_scales(values, axis, high), types.scale)
     return TensorPlan(
         kind="weight",
         type=types.weight,
@@ -81,9 +82,9 @@ def weight_plan(values: np.ndarray, axis: int, types: Types) -> TensorPlan:
 
 
 def constant_plan(values: np.ndarray, types: Types) -> TensorPlan:
-    """Return the grid of a constant operand of Add, Mul or Concat: typed like an activation."""
+    """Return the grid of a constant that is typed like an activation: an operand of Add, say."""
     low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    scale, zero_point = affine_grid(low, high, *CODE_RANGE[types.activation])
+    scale, zero_point = activation_grid(low, high, types)
     return TensorPlan(
         kind="weight",
         type=types.activation,
@@ -97,6 +98,8 @@ def _widen_weight(model: ir.Model, bias: str, node: ir.Node, plans: dict[str, Te
     """Let the scale of tiny weights behind a large bias grow until the bias fits into its codes."""
     data, weight = (plans[input_name(node, i)] for i in (0, 1))
     values = np.abs(values_of(model, bias).astype(np.float64)).reshape(-1)
+    if weight.axis is None:
+        values = values.max(keepdims=True)
     needed = np.broadcast_to(values, len(weight.scale)) / BIAS_LIMIT / data.scale[0]
     scales = np.maximum(weight.scale, needed).astype(np.float32)
     if not np.array_equal(scales, np.asarray(weight.scale, np.float32)):

@@ -14,7 +14,7 @@ from qcompile.plan import NodePlan, Plan, Precision
 from qcompile.planning.forms import node_name, value_name
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.recipe import Algorithm, Weights
-from qcompile.targets.target import Target
+from qcompile.targets.target import Target, WeightOnly
 
 LEAST = 2048
 """Weights below which codes, scales and another operator save nothing."""
@@ -33,6 +33,8 @@ class Layer:
         rows: R, the output channels.
         columns: K, the weights that each output sums over.
         options: Format and algorithm.
+        signed: Scales of symmetric grids may be negative.
+        scales: Type that the graph will be cast to; None: it stays as it is.
     """
 
     node: ir.Node
@@ -41,6 +43,8 @@ class Layer:
     rows: int
     columns: int
     options: Weights
+    signed: bool = True
+    scales: str | None = None
 
     @property
     def name(self) -> str:
@@ -50,6 +54,11 @@ class Layer:
     @property
     def scale_type(self) -> str:
         """The type of scales: what the graph computes in."""
+        return self.scales or self.type
+
+    @property
+    def type(self) -> str:
+        """The type of the weight."""
         assert self.weight.dtype is not None  # noqa: S101 - a constant has a type
         return _FLOATS[self.weight.dtype]
 
@@ -63,7 +72,7 @@ class Layer:
         """Return rows ``(R, K)`` in the shape and type that the weight has in the graph."""
         assert self.weight.const_value is not None  # noqa: S101
         shape = tuple(self.weight.const_value.shape.numpy())
-        dtype = np.dtype(self.scale_type)
+        dtype = np.dtype(self.type)
         array = rows if self.by_rows else rows.T
         return np.ascontiguousarray(array.reshape(shape), dtype)
 
@@ -82,6 +91,7 @@ def select_weights(
     weights: Weights,
     wishes: Wishes,
     edited: Plan | None = None,
+    scale_type: str | None = None,
 ) -> WeightSelection:
     """Choose the weights that are stored in few bits.
 
@@ -91,12 +101,14 @@ def select_weights(
         weights: What was asked for.
         wishes: What the user keeps in float.
         edited: A plan to follow: which nodes, and format and algorithm of each weight.
+        scale_type: Of the scales, where the graph will be cast to it; None: what it computes in.
 
     Raises:
         PlanError: The plan is for another target or names what the model cannot have.
         RecipeError: The target has no such bits, groups or operators.
     """
-    rules = target.weight_only.operators
+    few = target.few_bits()
+    rules = few.operators
     wishes = with_ends(wishes, model.graph, rules)
     _check(target, weights)
     asked = _edited_options(edited, model, target, weights) if edited else {}
@@ -108,10 +120,14 @@ def select_weights(
             reason = _edited_reason(edited, node, reason)
         precision: Precision = "float"
         if not reason:
-            layer = _layer(node, asked.get(value_name(node.inputs[1]), weights))
+            options = asked.get(value_name(node.inputs[1]), weights)
+            layer = _layer(node, options, few, scale_type)
             known = layers.setdefault(layer.weight, layer)
-            if known.by_rows == layer.by_rows:
-                stored = target.weight_only.widths[layer.options.bits].stored
+            if few.whole_groups and layer.columns % layer.options.group_size:
+                size = layer.options.group_size
+                reason = f"each output sums {layer.columns} weights, no multiple of {size}"
+            elif known.by_rows == layer.by_rows:
+                stored = few.widths[layer.options.bits].stored
                 precision, reason = "weight-only", f"constant weights, stored in {stored} bits"
             else:
                 reason = "its weight is read by rows and by columns"
@@ -169,7 +185,8 @@ def _edited_options(
 
 
 def _check(target: Target, weights: Weights) -> None:
-    widths = target.weight_only.widths
+    few = target.few_bits()
+    widths = few.widths
     if weights.bits not in widths:
         known = ", ".join(str(bits) for bits in widths)
         raise RecipeError(f"{target.name} takes weights of {known} bits, not {weights.bits}")
@@ -186,17 +203,19 @@ def _check(target: Target, weights: Weights) -> None:
             f"accuracy level {weights.accuracy_level}: for {weights.bits} bits {target.name} "
             f"takes {known}: {width.why}"
         )
+    if weights.asymmetric and few.symmetric_only:
+        raise RecipeError(f"--asymmetric: {target.name} takes zero points of 0 only")
     for op in weights.operators:
-        if op not in target.weight_only.operators:
-            why = target.weight_only.costs.get(op, "it has no weights")
+        if op not in few.operators:
+            why = few.costs.get(op, "it has no weights")
             raise RecipeError(f"{target.name} stores no weights of {op} in few bits: {why}")
 
 
 def _refusal(node: ir.Node, target: Target, weights: Weights, *, inside: bool) -> str:
     """Return why a node cannot read its weight in few bits, or nothing."""
-    rules = target.weight_only.operators
-    if node.domain not in ("", "ai.onnx") or node.op_type not in rules:
-        why = target.weight_only.costs.get(node.op_type, "") if not node.domain else ""
+    few = target.few_bits()
+    if node.domain not in ("", "ai.onnx") or node.op_type not in few.operators:
+        why = few.costs.get(node.op_type, "") if not node.domain else ""
         return why or "no weights"
     if inside:
         return "inside If, Loop or Scan: control flow stays in float"
@@ -234,7 +253,7 @@ def _shape_refusal(node: ir.Node, weight: ir.Value) -> str:
     return ""
 
 
-def _layer(node: ir.Node, options: Weights) -> Layer:
+def _layer(node: ir.Node, options: Weights, few: WeightOnly, scales: str | None) -> Layer:
     weight = node.inputs[1]
     assert weight is not None  # noqa: S101 - not refused
     assert weight.const_value is not None  # noqa: S101
@@ -243,7 +262,9 @@ def _layer(node: ir.Node, options: Weights) -> Layer:
     rows = shape[0 if by_rows else 1]
     if node.op_type == "Conv":
         options = _for_conv(options)
-    return Layer(node, weight, by_rows, rows, math.prod(shape) // rows, options)
+    columns = math.prod(shape) // rows
+    signed = not few.symmetric_only
+    return Layer(node, weight, by_rows, rows, columns, options, signed, scales)
 
 
 def _for_conv(options: Weights) -> Weights:

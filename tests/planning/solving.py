@@ -64,7 +64,7 @@ def plan_of(job: Job) -> Plan:
     return Plan(
         model=model_digest(job.model),
         target=job.target.name,
-        cpu="vnni",
+        device="vnni",
         scheme="weight-only",
         tensors={},
         weights=job.plans(),

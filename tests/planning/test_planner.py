@@ -64,7 +64,8 @@ def made(
     names = activations_of(select(model, ORT_CPU, "int8", wishes))
     statistics = collect(model, samples, names, jobs=2)
     progress = Silent()
-    planner = Planner(model, statistics, samples, recipe, ORT_CPU, "vnni", progress)
+    types = ORT_CPU.types("int8", "vnni")
+    planner = Planner(model, statistics, samples, recipe, ORT_CPU, "vnni", types, progress)
     return *planner.make(wishes), progress
 
 
@@ -241,7 +242,7 @@ FLOAT = NodePlan(op="Gemm", precision="int8", reason="edited")
 GRID = TensorPlan(kind="activation", type="uint8", scale=[1.0], zero_point=[0])
 EDITS = {
     "target": ({"target": "other"}, "it is for target other, this build is for ort-cpu"),
-    "cpu": ({"cpu": "arm"}, "it is for cpu arm, this build is for vnni"),
+    "device": ({"device": "arm"}, "it is for device arm, this build is for vnni"),
     "scheme": ({"scheme": "int8-dynamic"}, "it is for scheme int8-dynamic"),
     "model": ({"model": "0" * 64}, "it belongs to another model"),
     "node": ({"nodes": {"gone": FLOAT}}, "node gone is not in the model"),
@@ -257,7 +258,7 @@ EDITS = {
         {"nodes": {"g": FLOAT.model_copy(update={"precision": "int8-dynamic"})}},
         "node g is int8-dynamic, but the plan is int8: write that, or float",
     ),
-    "way out": ({"cpu": "arm"}, "build with --cpu arm, or without --plan"),
+    "way out": ({"device": "arm"}, "build with --cpu arm, or without --plan"),
 }
 
 

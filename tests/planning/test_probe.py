@@ -12,7 +12,10 @@ from qcompile.planning.probe import Probe, Reading
 from qcompile.planning.switchboard import Switchboard
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, InMemory
+from qcompile.targets.ort_cpu import ORT_CPU
 from tests.planning.tools import Quantized, feeds_of, graph_of, minmax, normal, quantize_graph
+
+VNNI, ARM = ORT_CPU.types("int8", "vnni"), ORT_CPU.types("int8", "arm")
 
 PICTURE = "float[1, 8, 9, 9] x"
 W1, W2 = normal(1, 8, 8, 3, 3, scale=0.2), normal(2, 8, 8, 1, 1)
@@ -30,7 +33,7 @@ def rounded(values: Array, low: float, high: float) -> Array:
 def test_probe_is_the_error_of_the_layer_with_rounded_input(seed, low, high):
     model = graph_of(PICTURE, CONVS, v=W1, w=W2)
     samples = feeds_of(model, 2, seed)
-    probe = Probe(model, {"x": ["c1"], "p": ["c2"]}, "uint8", InMemory(samples), 1)
+    probe = Probe(model, {"x": ["c1"], "p": ["c2"]}, VNNI, InMemory(samples), 1)
     found = probe.measure({"x": (-low, high), "p": (0.0, high)})
     assert set(found) == {("x", "a"), ("p", "y")}
     layer = Session(graph_of(PICTURE, "[c1] y = Conv(x, v)", v=W1), optimize=False)
@@ -49,7 +52,7 @@ def test_probe_looks_behind_nodes_that_only_move_data():
     body = "[m] p = MaxPool <kernel_shape=[2,2]> (x)\n[t] q = Transpose <perm=[0,1,3,2]> (p)\n"
     model = graph_of(PICTURE, body + "[c] y = Conv(q, w)", w=W2)
     samples = InMemory(feeds_of(model))
-    assert set(Probe(model, {"x": ["m"]}, "uint8", samples, 1).measure({"x": (-3, 3)})) == {
+    assert set(Probe(model, {"x": ["m"]}, VNNI, samples, 1).measure({"x": (-3, 3)})) == {
         ("x", "y")
     }
 
@@ -57,7 +60,7 @@ def test_probe_looks_behind_nodes_that_only_move_data():
 def test_probe_of_a_tensor_without_readers_is_its_own_rounding():
     model = graph_of(PICTURE, "[c] y = Conv(x, w)", w=W2)
     samples = feeds_of(model)
-    found = Probe(model, {"y": []}, "int8", InMemory(samples), 1).measure({"y": (-1.0, 2.0)})
+    found = Probe(model, {"y": []}, ARM, InMemory(samples), 1).measure({"y": (-1.0, 2.0)})
     exact = [Session(model).run(feeds)["y"] for feeds in samples]
     error = sum(float(((e - rounded(e, -1.0, 2.0)) ** 2).sum()) for e in exact)
     assert found["y", "y"].error == pytest.approx(error, rel=1e-3)
@@ -66,7 +69,7 @@ def test_probe_of_a_tensor_without_readers_is_its_own_rounding():
 def test_probe_leaves_the_model_and_knows_silence():
     model = graph_of(PICTURE, CONVS, v=W1, w=W2 * 0)
     before = model.graph.num_nodes()
-    probe = Probe(model, {"p": ["c2"]}, "uint8", InMemory(feeds_of(model)), 1)
+    probe = Probe(model, {"p": ["c2"]}, VNNI, InMemory(feeds_of(model)), 1)
     assert probe.measure({"p": (0, 1)})["p", "y"] == Reading(0.0, 0.0)
     assert Reading(0.0, 0.0).relative == 0.0
     assert model.graph.num_nodes() == before
@@ -77,7 +80,7 @@ def test_sums_do_not_depend_on_jobs(jobs):
     model = graph_of(PICTURE, CONVS, v=W1, w=W2)
     samples = InMemory(feeds_of(model, 7))
     ranges = {"x": (-2.0, 2.0), "p": (0.0, 3.0), "y": (-4.0, 4.0)}
-    probes = [Probe(model, {"x": ["c1"], "p": ["c2"]}, "uint8", samples, n) for n in (1, jobs)]
+    probes = [Probe(model, {"x": ["c1"], "p": ["c2"]}, VNNI, samples, n) for n in (1, jobs)]
     one, many = (probe.measure(ranges) for probe in probes)
     assert one == many
     done = quantize_graph(model)
@@ -133,7 +136,7 @@ def built(case: str) -> tuple[ir.Model, Quantized, InMemory]:
 
 
 def board(done: Quantized, samples: InMemory, jobs: int = 1) -> Switchboard:
-    return Switchboard(done.source, done.selection, done.plan, {}, samples, jobs)
+    return Switchboard(done.source, done.selection, done.plan, VNNI, {}, samples, jobs)
 
 
 def ranges_of(done: Quantized, samples: InMemory) -> dict[str, tuple[float, float]]:

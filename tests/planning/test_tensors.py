@@ -117,7 +117,7 @@ def test_types_of_each_instruction_set(cpu, activation, limit):
 
 
 def test_grids_of_activations_and_constants():
-    types = ORT_CPU.types["vnni"]
+    types = ORT_CPU.types("int8", "vnni")
     relu = activation_plan(0.5, 6.0, types, "mse")
     assert (relu.zero_point, relu.type, relu.method) == ([0], "uint8", "mse")
     assert relu.bounds() == pytest.approx((0.0, 6.0))
@@ -144,7 +144,7 @@ def test_the_bias_of_a_dead_channel_stays_exact():
 
 
 def test_a_weight_of_zeros_has_a_grid():
-    grid = weight_plan(np.zeros((3, 4), np.float32), 0, ORT_CPU.types["vnni"])
+    grid = weight_plan(np.zeros((3, 4), np.float32), 0, ORT_CPU.types("int8", "vnni"))
     assert grid.scale == [1.0] * 3
 
 
@@ -152,4 +152,4 @@ def test_an_activation_without_a_range_is_named():
     model = graph_of("float[1, 4] x", "[n] y = MatMul(x, w)", w=normal(1, 4, 4))
     chosen = select(model, ORT_CPU, "int8", Wishes())
     with pytest.raises(PlanError, match="x: no range; calibrate this tensor"):
-        plan_tensors(model, chosen, ORT_CPU.types["vnni"], {})
+        plan_tensors(model, chosen, ORT_CPU.types("int8", "vnni"), {})

@@ -194,7 +194,7 @@ def plan_of(found: WeightSelection, **weights: WeightPlan) -> Plan:
         layer.name: WeightPlan(bits=4, group_size=128, accuracy_level=4) for layer in found.layers
     }
     return Plan(
-        model="m", target="ort-cpu", cpu="vnni", scheme="weight-only", tensors={},
+        model="m", target="ort-cpu", device="vnni", scheme="weight-only", tensors={},
         weights={**all_of_them, **weights}, nodes=found.nodes,
     )  # fmt: skip
 

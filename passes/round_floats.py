@@ -1,0 +1,143 @@
+"""What a graph in half precision computes, for a runtime without kernels in that type."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.graph.edit import Names, lazy_tensor
+from qcompile.graph.halves import HALVES, MOVES
+from qcompile.graph.protocol import Effect, Fact, GraphPass
+from qcompile.graph.walk import all_nodes, is_op, subgraphs
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFloats(GraphPass):
+    """Compute in float32 with the numbers of a half type: for simulation, not for engines.
+
+    Before: ``y = Relu(x)`` in bfloat16.
+    After:  ``y.raw = Relu(x)``, ``y.bfloat16 = Cast<BFLOAT16>(y.raw)``, ``y = Cast<FLOAT>(...)``,
+    with ``x`` and ``y`` float32.
+
+    Every value of the half type becomes float32 and holds the same number: the result of each
+    operator is rounded, data movement needs no rounding. What the operator does inside is float32,
+    as on a device that accumulates in float32. Inputs and outputs of the graph keep their types.
+    Visits: the main graph. Leaves: graphs in which an If, Loop or Scan reads or makes such values.
+    """
+
+    name: ClassVar[str] = "round-floats"
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.TYPED})
+    effect: ClassVar[Effect] = Effect.LOSSY
+
+    dtype: str = "bfloat16"
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Find all values of the type, then give each its float32 form."""
+        half = HALVES[self.dtype].dtype
+        graph = model.graph
+        if any(
+            _touches(node, half) for node, owner in all_nodes(model) if owner or subgraphs(node)
+        ):
+            self.refuse(f"a body reads or makes {self.dtype}")
+            return False
+        values = [*graph.inputs, *(out for node in graph for out in node.outputs)]
+        found = [v for v in values if v.dtype == half and not _is_between_casts(v)]
+        constants = [v for v in graph.initializers.values() if v.dtype == half]
+        constants = [v for v in constants if not v.is_graph_input()]
+        writer = _Writer(model, half)
+        for value in constants:
+            _widen_constant(value)
+        for value in found:
+            writer.widen(value)
+        return bool(found or constants)
+
+
+class _Writer:
+    def __init__(self, model: ir.Model, half: ir.DataType) -> None:
+        self.graph, self.half = model.graph, half
+        self.names = Names(model)
+
+    def widen(self, value: ir.Value) -> None:
+        """Let the readers of a value see its numbers as float32."""
+        maker, readers = value.producer(), list(value.uses())
+        exported = maker is not None and value.is_graph_output()
+        if maker is not None:
+            _set_attributes(maker, self.half)
+        if not value.name or (is_op(maker, *MOVES) and not exported):  # left out, or moved
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+            return
+        rounded = value
+        if maker is not None and not is_op(maker, "Cast"):
+            rounded = self._round(value, exported=exported)
+        if not readers:
+            return
+        wide = self._cast(rounded, ir.DataType.FLOAT, self.names.fresh(rounded, "float32"))
+        if rounded is not value and not exported:
+            name, rounded.name = rounded.name, self.names.fresh(rounded, str(self.half).lower())
+            wide.name = name
+        for node, index in readers:
+            node.replace_input_with(index, wide)
+
+    def _round(self, value: ir.Value, *, exported: bool) -> ir.Value:
+        """Return the rounded result of an operator, under its name; the exact one is ``.raw``."""
+        name, raw = str(value.name), self.names.fresh(value, "raw")
+        value.name, value.type = raw, ir.TensorType(ir.DataType.FLOAT)
+        rounded = self._cast(value, self.half, name)
+        for index, output in enumerate(self.graph.outputs):
+            if exported and output is value:
+                self.graph.outputs[index] = rounded
+        return rounded
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+        node = ir.node(
+            "Cast",
+            [value],
+            attributes={"to": int(dtype)},
+            name=self.names.fresh(value, "Cast"),
+        )
+        result = node.outputs[0]
+        result.name, result.type, result.shape = name, ir.TensorType(dtype), value.shape
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
+        return result
+
+
+def _set_attributes(node: ir.Node, half: ir.DataType) -> None:
+    """Turn the attributes that name the half type to float32; a Cast rounds, and stays."""
+    if is_op(node, "DequantizeLinear") and node.attributes.get_int("output_dtype", 0) == half:
+        node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(ir.DataType.FLOAT))
+    if is_op(node, "LayerNormalization") and node.attributes.get_int("stash_type", 1) == half:
+        node.attributes["stash_type"] = ir.AttrInt64("stash_type", int(ir.DataType.FLOAT))
+    if is_op(node, "ConstantOfShape"):
+        fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
+        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill))
+
+
+def _widen_constant(value: ir.Value) -> None:
+    tensor = value.const_value
+    assert tensor is not None  # noqa: S101 - the caller asks for initializers
+
+    def compute() -> np.ndarray:
+        return tensor.numpy().astype(np.float32)
+
+    shape = tensor.shape.numpy()
+    value.const_value = lazy_tensor(str(value.name), ir.DataType.FLOAT, shape, compute)
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+
+
+def _touches(node: ir.Node, half: ir.DataType) -> bool:
+    return any(v is not None and v.dtype == half for v in (*node.inputs, *node.outputs))
+
+
+def _is_between_casts(value: ir.Value) -> bool:
+    """Return whether a value is what this pass writes: rounded, and read as float32 alone."""
+    maker = value.producer()
+    wide = all(
+        is_op(use.node, "Cast") and use.node.attributes.get_int("to") == ir.DataType.FLOAT
+        for use in value.uses()
+    )
+    return wide and (maker is None or is_op(maker, "Cast"))

@@ -1,0 +1,58 @@
+"""Convolutions and products that are too small for codes to be faster than half precision."""
+
+import math
+
+import onnx_ir as ir
+
+from qcompile.planning.forms import convolution_kind
+
+FEW = 16
+"""Channels, or rows and columns of a matrix, below which kernels on codes are not filled."""
+
+MULTIPLE = 8
+"""Kernels of grouped convolutions take channels in such numbers."""
+
+LARGEST_FP8 = 32
+"""Largest window of an FP8 convolution."""
+
+
+def is_small(node: ir.Node, scheme: str) -> bool:
+    """Say whether a Conv, MatMul or Gemm with constant weights is better left in float.
+
+    The limits are those of NVIDIA's own quantizer: facts of its TensorRT kernels.
+
+    Args:
+        node: Its weight has a shape.
+        scheme: int8 or fp8.
+    """
+    weight = node.inputs[1]
+    if weight is None or weight.shape is None:
+        return False
+    shape = [int(d) for d in weight.shape if isinstance(d, int)]
+    if node.op_type != "Conv":
+        return min(shape[:2], default=0) < FEW or _is_vector(node)
+    if scheme == "fp8":
+        large = shape[0] > FEW and shape[1] > FEW and math.prod(shape[2:]) <= LARGEST_FP8
+        return not large or convolution_kind(node) != "dense"
+    if convolution_kind(node) != "dense":
+        return shape[0] % MULTIPLE != 0 or any(size < 3 for size in shape[2:])
+    return _few_channels(node, shape[0], shape[1], shape[2:])
+
+
+def _few_channels(node: ir.Node, outputs: int, inputs: int, window: list[int]) -> bool:
+    if outputs >= FEW and inputs >= FEW:
+        return False
+    value = node.inputs[0]
+    first = value is not None and value.producer() is None
+    filled = outputs % MULTIPLE == 0 or inputs % MULTIPLE == 0
+    square = len(set(window)) <= 1
+    return not (filled and square and (first or outputs >= FEW * inputs))
+
+
+def _is_vector(node: ir.Node) -> bool:
+    """Say whether a product has a single row: it then takes as long as reading its weights."""
+    value = node.inputs[0]
+    if value is None or value.shape is None or len(value.shape) == 0:
+        return False
+    rows = list(value.shape[:-1])
+    return all(isinstance(d, int) for d in rows) and math.prod(rows) == 1

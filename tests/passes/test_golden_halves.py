@@ -1,0 +1,50 @@
+"""Golden cases of half precision; nodes named ``kept...`` stay, a file's name may say bfloat16."""
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompile.graph.protocol import GraphPass
+from qcompile.passes.cast_floats import CastFloats
+from qcompile.passes.round_floats import RoundFloats
+from tests.passes.golden import (
+    case_id,
+    cases,
+    check_contract,
+    check_describes_itself,
+    check_golden,
+    read,
+)
+from tests.passes.tools import prepared
+
+CASES = cases([CastFloats.name, RoundFloats.name])
+
+
+def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
+    model = prepared(read(path)[1], CastFloats())
+    if path.parent.name == RoundFloats.name:
+        return model, RoundFloats()
+    names = [node.name for node in model.graph]
+    kept = {name: "the test says so" for name in names if name and name.startswith("kept")}
+    dtype = "bfloat16" if "bfloat16" in path.stem else "float16"
+    return model, CastFloats(dtype=dtype, kept=kept)
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_golden(path: Path, update_golden: bool) -> None:
+    check_golden(path, *loaded(path), update=update_golden)
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_contract(path: Path) -> None:
+    model, step = loaded(path)
+    check_contract(model, step)
+    if "com.example" not in model.opset_imports:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("step", [CastFloats, RoundFloats])
+def test_describes_itself(step: type[GraphPass]) -> None:
+    check_describes_itself(step)
