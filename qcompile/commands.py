@@ -17,18 +17,19 @@ from qcompile.calibrate.text import Reading
 from qcompile.compare import end_to_end, perplexity
 from qcompile.compare.metric import load_metric
 from qcompile.data import Source, split_data
+from qcompile.devices import device_of
 from qcompile.errors import DataError, ModelError, RecipeError
 from qcompile.frontend import check_float, jobs_of, load
 from qcompile.graph.digest import model_digest
 from qcompile.graph.walk import all_graphs
 from qcompile.numerics.ranges import range_of
-from qcompile.plan import Plan
+from qcompile.plan import CALIBRATED, Plan
 from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import activations_of, wishes_of
 from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress, StageLog
-from qcompile.recipe import Calibration, Cpu, Recipe
+from qcompile.recipe import Calibration, Recipe
 from qcompile.report.results import (
     BenchReport,
     BenchRow,
@@ -73,7 +74,7 @@ def calibrate(
     """
     started = time.perf_counter()
     path, recipe, heard = Path(model), recipe or Recipe(), StageLog(progress)
-    if recipe.scheme != "int8":
+    if recipe.scheme not in CALIBRATED:
         raise RecipeError(f"scheme {recipe.scheme} needs no calibration: nothing to do")
     target, options, jobs = target_named(recipe.target), recipe.calibration, jobs_of(recipe, heard)
     loaded = load(path, target.name, recipe.scheme, threads=jobs, dump_dir=None, progress=heard)
@@ -151,7 +152,7 @@ def inspect(
     model: Path | str,
     *,
     target: str = "ort-cpu",
-    cpu: Cpu | None = None,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Tell what a model is and what a build in static int8 would do with it, without any data.
@@ -159,19 +160,21 @@ def inspect(
     Args:
         model: An ONNX file.
         target: Name of a target.
-        cpu: Instruction set; None takes the host's.
+        device: Of the target; None takes its first, or what this host is.
         progress: Hears of steps and notices.
 
     Raises:
         QcompileError: Bad input.
     """
     path, heard, chosen = Path(model), StageLog(progress), target_named(target)
+    device = device or device_of(Recipe(target=target), chosen, heard)
+    chosen.check("int8", device)
     loaded = load(path, chosen.name, "int8", threads=1, dump_dir=None, progress=heard)
     selection = select_paying(loaded.model, chosen, "int8", Wishes())
     weight_bytes, int8_bytes = _weight_bytes(loaded.model, selection)
     return Inspection(
         model=sections.model_facts(loaded),
-        plan=_outlook(loaded.model, selection, chosen.name, cpu or host_cpu()),
+        plan=_outlook(loaded.model, selection, chosen.name, device),
         weight_bytes=weight_bytes,
         int8_weight_bytes=int8_bytes,
         notices=tuple(heard.notices),
@@ -278,12 +281,12 @@ def _row(name: str, found: TensorStatistics, options: Calibration) -> TensorRow:
     )
 
 
-def _outlook(model: ir.Model, selection: Selection, target: str, cpu: Cpu) -> PlanSummary:
+def _outlook(model: ir.Model, selection: Selection, target: str, device: str) -> PlanSummary:
     """Summarize a selection as a build does its plan, but without any grid."""
     plan = Plan(
         model=model_digest(model),
         target=target,
-        cpu=cpu,
+        device=device,
         scheme="int8",
         tensors={},
         nodes=selection.nodes,

@@ -9,10 +9,12 @@ from qcompile.calibrate.readers import open_samples
 from qcompile.calibrate.text import Reading
 from qcompile.errors import DataError
 from qcompile.frontend import Loaded
+from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Text
 from qcompile.report.schema import Data
 from qcompile.samples import Samples, Subset, content_order
+from qcompile.targets import target_named
 
 Source = str | Path
 
@@ -46,10 +48,12 @@ def split_data(
     Raises:
         DataError: A source cannot be read or does not fit the model; static int8 has no data.
     """
-    if calib is None and recipe.scheme == "int8":
+    if calib is None and recipe.scheme in CALIBRATED:
+        dynamic = "int8-dynamic" in target_named(recipe.target).schemes()
+        other = ", or build with --dynamic, which needs none" if dynamic else ""
         raise DataError(
-            "static int8 needs calibration data: give --calib (a folder of .npz, pictures, or "
-            "module:callable), or build with --dynamic, which needs none"
+            f"static {recipe.scheme} needs calibration data: give --calib (a folder of .npz, "
+            f"pictures, or module:callable){other}"
         )
     used: Subset | None = None
     rest: Subset | None = None

@@ -4,11 +4,9 @@ The stages meet here, and in the modules beside this one; none of them imports a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import onnx_ir as ir
 
 from qcompile import proof, sections
 from qcompile.bundle import (
@@ -26,14 +24,18 @@ from qcompile.bundle import (
 from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
+from qcompile.delivery import Delivered, deliver
+from qcompile.devices import SCALES, device_of, remainder_of, types_of
 from qcompile.emit.ort_file import write_engine, write_optimized
 from qcompile.errors import GateError, RecipeError
 from qcompile.frontend import Loaded, check_equivalence, jobs_of, load
+from qcompile.halves import Halves, nothing_quantized
 from qcompile.plan import Plan, read_plan
 from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, StageLog
-from qcompile.recipe import Calibration, Cpu, Recipe, Weights
+from qcompile.quantized import Quantized
+from qcompile.recipe import Calibration, HighPrecision, Recipe, Weights
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import Canonicalization, Kernels, Report
 from qcompile.runtime.host import host_cpu
@@ -44,6 +46,7 @@ from qcompile.targets import target_named
 from qcompile.targets.target import Target
 from qcompile.w8a8 import W8A8
 from qcompile.weight_only import WeightOnly, working_folder
+from qcompile.written import Written
 
 CHECKED = 2
 """Samples on which the clean-up is compared with the source."""
@@ -83,12 +86,9 @@ def build(  # noqa: PLR0913 (the command's options)
         GateError: A gate was missed: the report was written, the engine was not; ``.report`` is it.
     """
     path, recipe = Path(model), recipe or Recipe()
-    target = target_named(recipe.target)
-    target.rules(recipe.scheme)  # refused before any file is read
-    cpu = recipe.cpu or host_cpu()
-    if target.types and cpu not in target.types:
-        raise RecipeError(f"--cpu {cpu}: {target.name} has no types for it")
-    log = StageLog(progress)
+    target, log = target_named(recipe.target), StageLog(progress)
+    device = device_of(recipe, target, log)  # refused before any file is read
+    remainder, target = remainder_of(recipe, target, device), target.on(device)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
     metric = load_metric(recipe.metric) if recipe.metric else None
     edited = _edited(Path(plan), recipe) if plan else None
@@ -96,7 +96,7 @@ def build(  # noqa: PLR0913 (the command's options)
     folder = Path(output or default_output(path, recipe.scheme, target.name))
     dumps = Path(dump_passes) if dump_passes else None
     with open_bundle(folder, force=force) as bundle:
-        job = _Job(path, recipe, target, cpu, metric, bundle, log)
+        job = _Job(path, recipe, target, device, remainder, metric, bundle, log)
         return job.run(calib, evaluation, edited, dumps)
 
 
@@ -131,7 +131,8 @@ class _Job:
     path: Path
     recipe: Recipe
     target: Target
-    cpu: Cpu
+    device: str
+    remainder: HighPrecision
     metric: Metric | None
     bundle: Bundle
     log: StageLog
@@ -159,26 +160,34 @@ class _Job:
             data = split_data(calib, evaluation, loaded, self.recipe, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
-        with self._scheme(loaded, data, edited) as scheme:
-            made = scheme.quantize(dump_passes)
+        with self._quantized(loaded, data, edited, dump_passes) as made:
             self.bundle.write(PLAN, made.plan.text())
             with log.stage("emit"):
-                engine = self._emit(made.model)
+                delivered = self._emit(loaded, data, made)
+        model = made.stand_in or self.bundle.folder / ENGINE
+        engine = delivered.engine
         with log.stage("compare"):
             metric = self.metric or proof.own_metric(loaded, data)
-            compared = proof.compare(loaded, engine, data, metric, jobs, log)
+            compared = proof.compare(loaded, model, engine, data, metric, jobs, log)
             layers = proof.layers(loaded.model, made, data, jobs, log)
-        with log.stage("time"):
-            timing = proof.time_engine(
-                loaded,
-                engine,
-                data,
-                weights_alone=self.recipe.scheme == "weight-only",
-                again=not self.recipe.gates.allow_slower,
-                progress=log,
-            )
+        timing = None
+        if engine is not None and not delivered.untimed:
+            with log.stage("time"):
+                timing = proof.time_engine(
+                    loaded,
+                    engine,
+                    data,
+                    weights_alone=self.recipe.scheme == "weight-only",
+                    again=not self.recipe.gates.allow_slower,
+                    progress=log,
+                )
+        else:
+            log.notice(delivered.untimed)
         judged = timing.judged if timing else None
-        results = check_gates(self.recipe.gates, compared.get("engine"), judged)
+        accuracy = compared.get("engine") or compared.get("simulated")
+        known = {gate.name for gate in delivered.judged}
+        here = check_gates(self.recipe.gates, accuracy, judged)
+        results = [*delivered.judged, *(gate for gate in here if gate.name not in known)]
         report = Report(
             model=sections.model_facts(loaded),
             canonical=canonical,
@@ -187,6 +196,7 @@ class _Job:
             plan=sections.plan_summary(made.plan, host_cpu(), loaded.model),
             passes=sections.pass_records(made.runs),
             kernels=self._kernels(loaded, made.plan, engine),
+            delivery=delivered.facts,
             engine=sections.comparison_section(compared.get("engine")),
             simulated=sections.comparison_section(compared["simulated"])
             if "simulated" in compared
@@ -210,28 +220,39 @@ class _Job:
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 
     @contextmanager
-    def _scheme(
-        self, loaded: Loaded, data: Split, edited: Plan | None
-    ) -> Iterator[W8A8 | WeightOnly]:
-        """Give what quantizes; what it keeps on disk stays until the engine is written."""
-        if self.recipe.scheme != "weight-only":
-            yield W8A8(loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
-            return
-        with working_folder(loaded, data, self.recipe, edited, self.log) as folder:
-            parts = (loaded, data, self.recipe, self.target, self.cpu, edited, self.log)
-            yield WeightOnly(*parts, folder)
+    def _quantized(
+        self, loaded: Loaded, data: Split, edited: Plan | None, dumps: Path | None
+    ) -> Iterator[Quantized]:
+        """Give the rewritten graph; what it reads from disk stays until the engine is written."""
+        about = loaded, data, self.recipe, self.target, self.device
+        half = self.remainder
+        types = types_of(self.recipe, self.target, self.device, half)
+        with ExitStack() as stack:
+            halves = Halves(*about, edited, half, self.log) if half != "fp32" else None
+            if types is not None:
+                made = W8A8(*about, types, edited, self.log).quantize(dumps)
+            elif self.recipe.scheme == "weight-only":
+                folder = stack.enter_context(
+                    working_folder(loaded, data, self.recipe, edited, self.log)
+                )
+                scales = SCALES[half] if halves else None
+                made = WeightOnly(*about, scales, edited, self.log, folder).quantize(dumps)
+            else:
+                made = nothing_quantized(loaded, self.recipe.scheme, self.target, self.device)
+            yield halves.cast(made, dumps) if halves else made
 
-    def _kernels(self, loaded: Loaded, plan: Plan, engine: Path) -> Kernels:
-        if loaded.session is None:
+    def _kernels(self, loaded: Loaded, plan: Plan, engine: Path | None) -> Kernels:
+        if loaded.session is None or engine is None or engine.suffix != ".onnx":
             return Kernels()
         return sections.kernels(plan, loaded.model, self.target, kernel_nodes(engine))
 
-    def _emit(self, quantized: ir.Model) -> Path:
-        engine = self.bundle.folder / ENGINE
-        write_engine(quantized, engine)
+    def _emit(self, loaded: Loaded, data: Split, made: Quantized) -> Delivered:
+        model = self.bundle.folder / ENGINE
+        write_engine(made.model, model)
         if self.recipe.optimized:
-            write_optimized(engine)
-        return engine
+            write_optimized(model)
+        written = Written(model, self.device, self.recipe, loaded, data, made, self.log)
+        return deliver(self.target, written)
 
     def _finish(
         self, report: Report, loaded: Loaded, data: Split, results: list[GateResult]
@@ -261,7 +282,7 @@ class _Job:
             recipe=self.recipe.model_dump(mode="json"),
             plan=files[PLAN].sha256,
             versions=found,
-            cpu={"engine": self.cpu, "host": host_cpu()},
+            cpu={"engine": self.device, "host": host_cpu()},
             seconds=self.log.seconds,
             artifacts=files,
         )

@@ -10,22 +10,23 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from qcompile.errors import PlanError
 from qcompile.frozen import Frozen
+from qcompile.numerics.grids import CODE_RANGE, code_dtype
 from qcompile.numerics.groups import WeightFormat
 
-CodeType = Literal["uint8", "int8", "int32"]
+CodeType = Literal["uint8", "int8", "int32", "float8e4m3fn"]
 Kind = Literal["activation", "weight", "bias"]
-Precision = Literal["int8", "int8-dynamic", "weight-only", "float"]
+Precision = Literal["int8", "int8-dynamic", "weight-only", "fp8", "fp16", "bf16", "float"]
 Algorithm = Literal["rtn", "gptq", "awq", "awq+gptq"]
 WeightForm = Literal["nbits", "dequantize"]
 
 GROUP_SIZES = (0, 16, 32, 64, 128, 256)
 """What operators take: 0 is the whole channel; kernels want powers of two."""
 
-CODE_RANGE: dict[CodeType, tuple[int, int]] = {
-    "uint8": (0, 255),
-    "int8": (-128, 127),
-    "int32": (-(2**31), 2**31 - 1),
-}
+FLOATS: tuple[Precision, ...] = ("fp16", "bf16", "float")
+"""Precisions without codes."""
+
+CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+"""Precisions, and the schemes of that name, whose activations have a grid in the plan."""
 
 
 class TensorPlan(Frozen):
@@ -70,9 +71,9 @@ class TensorPlan(Frozen):
         array = np.asarray(self.scale, np.float32)
         return array[0] if self.axis is None else array
 
-    def zero_points(self) -> npt.NDArray[np.integer]:
+    def zero_points(self) -> npt.NDArray[np.generic]:
         """Return the zero point in the type of the codes, shaped like ``scales``."""
-        array = np.asarray(self.zero_point).astype(self.type)
+        array = np.asarray(self.zero_point).astype(code_dtype(self.type))
         return array[0] if self.axis is None else array
 
     def bounds(self) -> tuple[float, float]:
@@ -132,8 +133,8 @@ class NodePlan(Frozen):
 
     Attributes:
         op: Operator type, for the reader and as a check.
-        precision: int8 (static), int8-dynamic (activations quantized at run time), weight-only
-            (float, with its weight stored in few bits) or float.
+        precision: int8 or fp8 (static), int8-dynamic (activations quantized at run time),
+            weight-only (float, with its weight stored in few bits), fp16, bf16 or float.
         reason: Why: the rule, the measured error, the user's exclusion.
     """
 
@@ -148,7 +149,7 @@ class Plan(Frozen):
     version: Literal[1] = 1
     model: str = Field(description="sha256 of the canonical graph that the names belong to")
     target: str
-    cpu: str
+    device: str
     scheme: str
     tensors: dict[str, TensorPlan]
     weights: dict[str, WeightPlan] = Field(default_factory=dict)
@@ -158,6 +159,10 @@ class Plan(Frozen):
         """Return the precision of a node; nodes that are not listed stay in float."""
         entry = self.nodes.get(node)
         return entry.precision if entry else "float"
+
+    def is_quantized(self, node: str) -> bool:
+        """Return whether a node computes with codes."""
+        return self.precision(node) not in FLOATS
 
     def text(self) -> str:
         """Return the JSON, stable and with one line for each entry; no weights, no such section."""

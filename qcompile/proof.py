@@ -33,13 +33,23 @@ AGAIN_SECONDS = 9.0
 
 def compare(
     loaded: Loaded,
-    engine: Path,
+    model: Path | ir.Model,
+    engine: Path | None,
     data: Split,
     metric: Metric | None,
     jobs: int,
     progress: Progress,
 ) -> dict[str, Comparison]:
     """Load and run the engine; compare it with the float model, on samples not calibrated on.
+
+    Args:
+        loaded: The float model.
+        model: The rewritten model, as it is simulated.
+        engine: What ONNX Runtime runs here; None where the engine cannot run here.
+        data: Its evaluation samples.
+        metric: A score of both models.
+        jobs: Threads.
+        progress: Hears of steps and notices.
 
     Returns:
         ``engine`` and ``simulated``; nothing where there are no samples, for a model too large to
@@ -49,14 +59,14 @@ def compare(
         EngineError: ONNX Runtime refuses the engine, or it fails.
     """
     if loaded.session is None:
+        if engine is None or engine.suffix != ".onnx":
+            progress.notice("not compared: the model is too large to be run as a whole")
+            return {}
         return _compare_staged(loaded, engine, data, metric, jobs, progress)
-    session = Session(engine, threads=jobs)
+    runners = {"engine": Session(engine, threads=jobs).run} if engine else {}
+    runners["simulated"] = Session(model, threads=jobs, optimize=False).run
     if data.evaluation is None:
         return {}
-    runners = {
-        "engine": session.run,
-        "simulated": Session(engine, threads=jobs, optimize=False).run,
-    }
     return compare_all(
         loaded.session.run, runners, data.evaluation, metric=metric, progress=progress
     )
@@ -121,7 +131,7 @@ def layers(
         return made.weights
     activations = compare_layers(
         model,
-        made.model,
+        made.runnable,
         pairs,
         data.evaluation,
         limit_samples=LAYERED,

@@ -21,6 +21,7 @@ class Quantized:
         weights: Error of each weight's own values.
         solved: For weights in few bits: errors at the layers' outputs, by algorithm.
         calibration: How ranges were found, where there are any.
+        stand_in: A graph with the same numbers, where ONNX Runtime on CPU cannot run ``model``.
     """
 
     model: ir.Model
@@ -29,3 +30,9 @@ class Quantized:
     weights: list[LayerError] = field(default_factory=list)
     solved: tuple[WeightRow, ...] = ()
     calibration: CalibrationSummary | None = None
+    stand_in: ir.Model | None = None
+
+    @property
+    def runnable(self) -> ir.Model:
+        """The graph that ONNX Runtime on CPU can run."""
+        return self.stand_in or self.model

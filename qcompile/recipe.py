@@ -10,7 +10,8 @@ from qcompile.errors import RecipeError
 from qcompile.frozen import Frozen
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
-Scheme = Literal["int8", "int8-dynamic", "weight-only"]
+Scheme = Literal["int8", "int8-dynamic", "weight-only", "fp8", "fp16", "bf16"]
+HighPrecision = Literal["fp32", "fp16", "bf16"]
 Algorithm = Literal["auto", "rtn", "gptq", "awq", "awq+gptq"]
 Cpu = Literal["avx2", "avx512", "vnni", "arm"]
 
@@ -123,6 +124,32 @@ class Weights(Frozen):
     accuracy_level: Literal[0, 4] | None = None
 
 
+class TensorRT(Frozen):
+    """How a TensorRT engine is built.
+
+    Attributes:
+        version: Major version; None takes the installed one, else 11.
+        shapes: Least, best and largest shape of inputs with dynamic axes, as in
+            ``input:1x3x32x32,8x3x32x32,64x3x32x32``; None derives them from the samples.
+        workspace_mib: Most scratch memory; None leaves it to the builder.
+        optimization_level: 0 (fast build) to 5 (fast engine).
+        version_compatible: The engine runs with later minor versions.
+        hardware_compatible: Other GPUs that it runs on: those from Ampere on, or those of the same
+            compute capability.
+        weight_streaming: Weights may stay in the host's memory.
+        strip: The engine holds no weights; they are refitted from the ONNX file.
+    """
+
+    version: Literal[10, 11] | None = None
+    shapes: str | None = None
+    workspace_mib: int | None = Field(default=None, ge=1)
+    optimization_level: int = Field(default=3, ge=0, le=5)
+    version_compatible: bool = False
+    hardware_compatible: Literal["none", "ampere+", "same"] = "none"
+    weight_streaming: bool = False
+    strip: bool = False
+
+
 class Gates(Frozen):
     """What the engine must reach; a miss ends with exit code 3.
 
@@ -145,10 +172,16 @@ class Recipe(Frozen):
     """All that a build is asked to do, besides the model and the data.
 
     Attributes:
-        scheme: int8 (static activations), int8-dynamic (activations quantized at run time) or
-            weight-only (weights in few bits, activations in float).
+        scheme: int8 or fp8 (static activations), int8-dynamic (activations quantized at run time),
+            weight-only (weights in few bits, activations in float), fp16 or bf16.
         target: Name of a target (``qcompile targets``).
         cpu: Instruction set to build for; None takes the host's.
+        sm: Compute capabilities of the GPUs to build for: 87 is 8.7.
+        ep: Execution provider to build for.
+        high_precision: What computes in float stays in fp32 or becomes fp16 or bf16, but for what
+            would lose too much; None takes the target's default.
+        half_ports: Inputs and outputs take the half type, too.
+        tensorrt: How a TensorRT engine is built.
         preprocess: What to do with pictures.
         text: What to do with text.
         exclude: Patterns of node names to leave in float (``*`` and ``?``).
@@ -163,6 +196,11 @@ class Recipe(Frozen):
     scheme: Scheme = "int8"
     target: str = "ort-cpu"
     cpu: Cpu | None = None
+    sm: tuple[int, ...] = ()
+    ep: str | None = None
+    high_precision: HighPrecision | None = None
+    half_ports: bool = False
+    tensorrt: TensorRT = TensorRT()
     calibration: Calibration = Calibration()
     weights: Weights = Weights()
     preprocess: Preprocess | None = None
@@ -207,6 +245,7 @@ _OPTIONS = {
     "exclude_ops": "--exclude-op",
     "weights.bits": "--weight-bits",
     "text.length": "--sequence-length",
+    "tensorrt.version": "--trt-version",
 }
 """Options that are not called as their key is."""
 

@@ -13,7 +13,7 @@ from qcompile.frontend import Loaded
 from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.graph.work import multiply_adds
-from qcompile.plan import Plan
+from qcompile.plan import FLOATS, Plan
 from qcompile.report.schema import (
     Artifact,
     CalibrationSummary,
@@ -85,12 +85,13 @@ def pass_records(runs: Iterable[PassRun]) -> tuple[PassRecord, ...]:
 def plan_summary(plan: Plan, host_cpu: str, model: ir.Model) -> PlanSummary:
     """Count what a plan decided, and list what it leaves in float."""
     by_op: dict[str, Counter[str]] = {}
+    with_codes = plan.scheme not in FLOATS
     for entry in plan.nodes.values():
         by_op.setdefault(entry.op, Counter())[entry.precision] += 1
     return PlanSummary(
         scheme=plan.scheme,
         target=plan.target,
-        cpu=plan.cpu,
+        device=plan.device,
         host_cpu=host_cpu,
         nodes=Counter(entry.precision for entry in plan.nodes.values()),
         by_op={op: dict(counts) for op, counts in by_op.items()},
@@ -99,7 +100,7 @@ def plan_summary(plan: Plan, host_cpu: str, model: ir.Model) -> PlanSummary:
         float_nodes=tuple(
             FloatNode(name=name, op=entry.op, reason=entry.reason)
             for name, entry in plan.nodes.items()
-            if entry.precision == "float"
+            if entry.precision == "float" or (entry.precision in FLOATS and with_codes)
         ),
     )
 
@@ -108,7 +109,7 @@ def int8_share(plan: Plan, model: ir.Model) -> float | None:
     """Return the share of the multiply-adds of weighted nodes that run in int8."""
     work = {node.name or "": multiply_adds(node) for node in model.graph}
     total = sum(work.values())
-    done = sum(w for name, w in work.items() if plan.precision(name) != "float")
+    done = sum(w for name, w in work.items() if plan.is_quantized(name))
     return done / total if total else None
 
 
@@ -137,7 +138,7 @@ def kernels(plan: Plan, model: ir.Model, target: Target, obtained: Sequence[Kern
     missing = []
     for name, entry in plan.nodes.items():
         rule = rules.get(ops.get(name, ""))
-        if entry.precision == "float" or rule is None or not rule.kernels:
+        if entry.precision in FLOATS or rule is None or not rule.kernels:
             continue
         if rule.role not in (Role.WEIGHTED, Role.FOLLOWER):
             continue

@@ -1,4 +1,4 @@
-"""The schemes int8 and int8-dynamic: statistics, plan, and the passes that write the plan in."""
+"""The schemes with 8-bit activations: statistics, plan, and the passes that write the plan in."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.fold_stride import FoldStride
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.pad_channels import PadChannels
-from qcompile.plan import Plan
+from qcompile.plan import CALIBRATED, Plan
 from qcompile.planning.edited import with_bias_scales
 from qcompile.planning.pays import select_paying
 from qcompile.planning.plan import (
@@ -35,10 +35,10 @@ from qcompile.planning.plan import (
 )
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Cpu, Recipe
+from qcompile.recipe import Recipe
 from qcompile.samples import Array, Subset
 from qcompile.statistics import Statistics
-from qcompile.targets.target import Target
+from qcompile.targets.target import Placement, Target, Types
 
 LITTLE = 0.25
 """Share of the arithmetic in int8 below which the user is told so."""
@@ -46,14 +46,15 @@ LITTLE = 0.25
 
 @dataclass(frozen=True)
 class W8A8:
-    """One build in int8.
+    """One build in int8 or fp8.
 
     Attributes:
         loaded: The float model.
         data: Calibration samples; scheme int8-dynamic needs none.
         recipe: What was asked for.
         target: What the engine runs on.
-        cpu: Its instruction set.
+        device: The kind of it.
+        types: Of the codes.
         edited: A plan to follow instead of making one.
         log: Hears of stages and notices.
     """
@@ -62,7 +63,8 @@ class W8A8:
     data: Split
     recipe: Recipe
     target: Target
-    cpu: Cpu
+    device: str
+    types: Types
     edited: Plan | None
     log: StageLog
 
@@ -76,7 +78,7 @@ class W8A8:
             QcompileError: The samples or the edited plan do not fit the model.
         """
         log = self.log
-        if self.recipe.scheme == "int8":
+        if self.recipe.scheme in CALIBRATED:
             check_float(self.loaded)
         with log.stage("calibrate"):
             statistics = self._statistics()
@@ -102,7 +104,7 @@ class W8A8:
 
     def _warn(self, plan: Plan) -> None:
         whole = any(t.kind == "weight" and not t.reduce_range for t in plan.tensors.values())
-        if self.cpu == "vnni" and whole:
+        if self.device == "vnni" and whole:
             self.log.notice(
                 "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
                 "accuracy; for those build with --cpu avx2"
@@ -110,12 +112,13 @@ class W8A8:
         share = sections.int8_share(plan, self.loaded.model)
         if share is not None and share < LITTLE:
             self.log.notice(
-                f"only {share:.1%} of the arithmetic runs in int8: see 'in float' for the reasons"
+                f"only {share:.1%} of the arithmetic runs in {self.types.weight}: see 'in float' "
+                "for the reasons"
             )
 
     def _statistics(self) -> Statistics:
         samples = self.data.calibration
-        if samples is None or self.recipe.scheme != "int8":
+        if samples is None or self.recipe.scheme not in CALIBRATED:
             return Statistics({}, 0)
         model, wishes = self.loaded.model, wishes_of(self.recipe)
         names = activations_of(select_paying(model, self.target, self.recipe.scheme, wishes))
@@ -134,10 +137,11 @@ class W8A8:
         probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
         if self.edited is not None:
             digest, scheme = self.loaded.digest, self.recipe.scheme
-            check_plan(self.edited, model, digest, self.target, self.cpu, scheme)
+            check_plan(self.edited, model, digest, self.target, self.device, scheme)
             edited = with_bias_scales(self.edited, model, self.target, self.log)
             return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log)
-        planner = Planner(model, statistics, probed, self.recipe, self.target, self.cpu, self.log)
+        what = self.recipe, self.target, self.device, self.types
+        planner = Planner(model, statistics, probed, *what, self.log)
         return planner.make(wishes_of(self.recipe))
 
     def _rewrite(
@@ -145,7 +149,10 @@ class W8A8:
     ) -> tuple[ir.Model, list[PassRun]]:
         model = self.loaded.model.clone()
         passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
-        if self.recipe.scheme == "int8":
+        inputs = self.target.placement is Placement.INPUTS
+        if self.recipe.scheme in CALIBRATED and inputs:
+            passes = [InsertQdq(plan=plan, codes=codes, hand_on=False)]
+        elif self.recipe.scheme in CALIBRATED:
             passes = [
                 InsertQdq(plan=plan, codes=codes),
                 FoldStride(),

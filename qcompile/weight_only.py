@@ -28,7 +28,7 @@ from qcompile.planning.sequence import Job, round_weights, solve_weights
 from qcompile.planning.weights import WeightSelection, select_weights
 from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Cpu, Recipe
+from qcompile.recipe import Recipe
 from qcompile.report.schema import WeightRow
 from qcompile.samples import samples_digest
 from qcompile.solved import SolvedStore
@@ -44,7 +44,8 @@ class WeightOnly:
         data: Calibration samples; plain rounding needs none.
         recipe: What was asked for.
         target: What the engine runs on.
-        cpu: The host's instruction set: kernels for few bits are there for all.
+        device: What the engine runs on.
+        scale_type: Type of the scales where the graph is cast to it; None: what the graph has.
         edited: A plan to follow instead of making one.
         log: Hears of stages and notices.
         folder: For solved weights and activations; see ``working_folder``.
@@ -54,7 +55,8 @@ class WeightOnly:
     data: Split
     recipe: Recipe
     target: Target
-    cpu: Cpu
+    device: str
+    scale_type: str | None
     edited: Plan | None
     log: StageLog
     folder: Path
@@ -74,7 +76,7 @@ class WeightOnly:
         plan = Plan(
             model=self.loaded.digest,
             target=self.target.name,
-            cpu=self.cpu,
+            device=self.device,
             scheme=self.recipe.scheme,
             tensors={},
             weights=job.plans(),
@@ -88,8 +90,10 @@ class WeightOnly:
         model, wishes = self.loaded.model, wishes_of(self.recipe)
         if self.edited:
             digest, scheme = self.loaded.digest, self.recipe.scheme
-            check_plan(self.edited, model, digest, self.target, self.cpu, scheme)
-        selection = select_weights(model, self.target, self.recipe.weights, wishes, self.edited)
+            check_plan(self.edited, model, digest, self.target, self.device, scheme)
+        selection = select_weights(
+            model, self.target, self.recipe.weights, wishes, self.edited, self.scale_type
+        )
         return Job(
             model=model,
             selection=selection,

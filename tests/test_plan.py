@@ -69,7 +69,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         model=draw(NAMES),
         target=draw(NAMES),
-        cpu=draw(NAMES),
+        device=draw(NAMES),
         scheme=draw(NAMES),
         tensors=draw(st.dictionaries(NAMES, tensors(), max_size=3)),
         weights=draw(st.dictionaries(NAMES, WEIGHTS, max_size=3)),
@@ -90,7 +90,7 @@ def test_text_round_trip(plan):
 PLAN = Plan(
     model="0" * 64,
     target="ort-cpu",
-    cpu="vnni",
+    device="vnni",
     scheme="int8",
     tensors={
         "x": TensorPlan(kind="activation", type="uint8", scale=[0.1], zero_point=[7]),

@@ -18,7 +18,9 @@ from qcompile.cli.options import (
     CalibSamples,
     CpuOption,
     Debug,
+    Ep,
     GroupSize,
+    HighPrecision,
     Int4,
     Jobs,
     Json,
@@ -27,10 +29,14 @@ from qcompile.cli.options import (
     Quiet,
     RecipeFile,
     SequenceLength,
+    Shapes,
+    Sm,
     Target,
     Tokenizer,
+    TrtVersion,
     WeightBits,
     flag,
+    numbers,
     said,
 )
 from qcompile.cli.screen import Screen
@@ -44,6 +50,9 @@ SCHEMES = {
     "--dynamic": "int8-dynamic",
     "--int4": "weight-only",
     "--weight-bits": "weight-only",
+    "--fp8": "fp8",
+    "--fp16": "fp16",
+    "--bf16": "bf16",
 }
 GATES = "Gates: a miss ends with exit code 3"
 
@@ -57,6 +66,8 @@ Examples:
   qcompile build encoder.onnx --dynamic -o engine/
 
   qcompile build llm.onnx --int4 --calib text/ --tokenizer tokenizer.json
+
+  qcompile build model.onnx --int8 --calib data/ --target tensorrt --sm 87
 
   qcompile build model.onnx --recipe model.toml --exclude '/head/*' --float-last
 
@@ -90,6 +101,20 @@ def build(
             PRECISION,
         ),
     ] = False,
+    fp8: Annotated[
+        bool,
+        flag("--fp8", "Weights and activations in FP8 (E4M3), ranges from --calib.", PRECISION),
+    ] = False,
+    fp16: Annotated[
+        bool,
+        flag("--fp16", "Half precision, but for nodes that would overflow or lose.", PRECISION),
+    ] = False,
+    bf16: Annotated[bool, flag("--bf16", "The same in bfloat16.", PRECISION)] = False,
+    high_precision: HighPrecision = None,
+    half_ports: Annotated[
+        bool,
+        flag("--half-ports", "Inputs and outputs take the half type, too.", PRECISION),
+    ] = False,
     int4: Int4 = False,
     weight_bits: WeightBits = None,
     algorithm: Algorithm = None,
@@ -113,6 +138,10 @@ def build(
     sequence_length: SequenceLength = None,
     target: Target = None,
     cpu: CpuOption = None,
+    sm: Sm = None,
+    ep: Ep = None,
+    trt_version: TrtVersion = None,
+    shapes: Shapes = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
@@ -247,7 +276,7 @@ def build(
     as_json: Json = False,
     _debug: Debug = False,
 ) -> None:
-    """Turn an ONNX model into an int8 or int4 engine, and measure what the engine still does.
+    """Turn an ONNX model into a smaller, faster engine, and measure what the engine still does.
 
     The model is cleaned up, calibrated on your samples, planned for the target, rewritten, loaded
     and run; the engine is then compared with the float model on samples that calibration did not
@@ -262,11 +291,24 @@ def build(
     }
     options = {
         "scheme": _scheme(
-            {"--int8": int8, "--dynamic": dynamic, "--int4": int4, "--weight-bits": weight_bits}
+            {
+                "--int8": int8,
+                "--dynamic": dynamic,
+                "--int4": int4,
+                "--weight-bits": weight_bits,
+                "--fp8": fp8,
+                "--fp16": fp16,
+                "--bf16": bf16,
+            }
         ),
         "weights": weights,
         "target": target,
         "cpu": cpu,
+        "sm": numbers("--sm", sm),
+        "ep": ep,
+        "tensorrt": {"version": trt_version, "shapes": shapes},
+        "high_precision": high_precision,
+        "half_ports": half_ports or None,
         "calibration": {"method": calib_method, "samples": calib_samples},
         "text": {"tokenizer": tokenizer, "length": sequence_length},
         "exclude": exclude or None,

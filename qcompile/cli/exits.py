@@ -1,7 +1,7 @@
 """How a command ends: every error becomes one line on stderr and an exit code.
 
 0   done
-1   a defect of qcompile
+1   a defect of qcompile; of check: the model breaks a rule
 2   bad input: a file, an option, the data
 3   a gate was missed; the report has been written
 130 interrupted

@@ -1,6 +1,6 @@
 """``qcompile inspect``: what a model is and what a build would do with it."""
 
-from qcompile.cli.options import CpuOption, Debug, Json, ModelFile, Quiet, Target
+from qcompile.cli.options import CpuOption, Debug, Ep, Json, ModelFile, Quiet, Sm, Target
 from qcompile.cli.screen import Screen
 from qcompile.report.console_results import render_inspection
 
@@ -17,6 +17,8 @@ def inspect(
     model: ModelFile,
     target: Target = None,
     cpu: CpuOption = None,
+    sm: Sm = None,
+    ep: Ep = None,
     quiet: Quiet = False,
     as_json: Json = False,
     _debug: Debug = False,
@@ -29,5 +31,7 @@ def inspect(
 
     screen = Screen(quiet=quiet, as_json=as_json)
     with screen.progress() as progress:
-        result = commands.inspect(model, target=target or "ort-cpu", cpu=cpu, progress=progress)
+        result = commands.inspect(
+            model, target=target or "ort-cpu", device=cpu or sm or ep, progress=progress
+        )
     screen.answer(result, render_inspection)

@@ -9,13 +9,24 @@ from typing import Annotated
 import typer
 
 from qcompile.bundle import versions
-from qcompile.cli import bench, build, calibrate, compare, doctor, inspect, passes, targets
+from qcompile.cli import (
+    bench,
+    build,
+    calibrate,
+    check,
+    compare,
+    doctor,
+    inspect,
+    passes,
+    targets,
+)
 from qcompile.cli.exits import exit_code
 
 EPILOG = """
 Start with: qcompile build model.onnx --int8 --calib data/
 
-Exit codes: 0 done, 2 bad input, 3 a gate was missed, 130 interrupted, 1 a defect of qcompile.
+Exit codes: 0 done, 2 bad input, 3 a gate was missed, 130 interrupted, 1 a defect of qcompile; of
+check, 1: the model breaks a rule.
 """
 
 LIBRARIES = ("onnx", "onnx_ir", "onnxscript")
@@ -44,6 +55,7 @@ _add(build.build, build.EPILOG)
 _add(calibrate.calibrate, calibrate.EPILOG)
 _add(compare.compare, compare.EPILOG)
 _add(inspect.inspect, inspect.EPILOG)
+_add(check.check, check.EPILOG)
 _add(bench.bench, bench.EPILOG)
 _add(passes.passes, passes.EPILOG)
 _add(targets.targets, targets.EPILOG)

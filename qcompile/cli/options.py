@@ -5,11 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from qcompile.errors import RecipeError
 from qcompile.recipe import Algorithm as AlgorithmName
 from qcompile.recipe import Cpu, Method
+from qcompile.recipe import HighPrecision as HighPrecisionName
 
 DATA = "Data"
 PRECISION = "Precision"
+TARGET = "Target"
 WEIGHTS = "Weights in few bits"
 OUTPUT = "Output"
 
@@ -124,7 +127,7 @@ Target = Annotated[
         metavar="NAME",
         help="What the engine runs on; see qcompile targets.",
         show_default="ort-cpu",
-        rich_help_panel=PRECISION,
+        rich_help_panel=TARGET,
     ),
 ]
 CpuOption = Annotated[
@@ -135,6 +138,56 @@ CpuOption = Annotated[
         help="Instruction set to build for: avx2, avx512, vnni or arm. It decides the code types "
         "and whether weights keep to 7 bits.",
         show_default="this host's",
+        rich_help_panel=TARGET,
+    ),
+]
+Sm = Annotated[
+    str | None,
+    typer.Option(
+        "--sm",
+        metavar="N,N",
+        help="Compute capabilities of the GPUs to build for: 87 is 8.7 (Orin), 89 Ada, 120 "
+        "Blackwell.",
+        show_default="any",
+        rich_help_panel=TARGET,
+    ),
+]
+Ep = Annotated[
+    str | None,
+    typer.Option(
+        "--ep",
+        metavar="NAME",
+        help="Execution provider of ONNX Runtime to build for; see qcompile targets.",
+        show_default="the target's first",
+        rich_help_panel=TARGET,
+    ),
+]
+TrtVersion = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Major version of TensorRT: 10 or 11.",
+        show_default="the installed one, or 11",
+        rich_help_panel=TARGET,
+    ),
+]
+Shapes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME:MIN,BEST,MAX",
+        help="Shapes of inputs with dynamic axes, least, best and largest, such as "
+        "input:1x3x32x32,8x3x32x32,64x3x32x32.",
+        show_default="from the samples",
+        rich_help_panel=TARGET,
+    ),
+]
+HighPrecision = Annotated[
+    HighPrecisionName | None,
+    typer.Option(
+        metavar="TYPE",
+        help="What the float remainder computes in: fp32, fp16 or bf16; nodes that would overflow "
+        "or lose too much stay in fp32.",
+        show_default="the target's",
         rich_help_panel=PRECISION,
     ),
 ]
@@ -176,6 +229,20 @@ Json = Annotated[
     bool, flag("--json", "Print the result alone, as JSON; progress stays on stderr.", OUTPUT)
 ]
 Debug = Annotated[bool, flag("--debug", "Show the traceback of an error.", OUTPUT)]
+
+
+def numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Return the whole numbers of an option, which have commas between them.
+
+    Raises:
+        RecipeError: One is no such number.
+    """
+    if text is None:
+        return None
+    parts = [part.strip().lower().removeprefix("sm").replace(".", "") for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise RecipeError(f"{option} {text}: give numbers with commas between them, as in 87,89")
+    return tuple(map(int, parts))
 
 
 def said(options: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from qcompile.cli.screen import Screen
 from qcompile.report.console_results import render_targets
 from qcompile.report.results import TargetEntry, TargetList, WeightOnlyEntry
 from qcompile.targets import TARGETS
-from qcompile.targets.target import Target, Types, WeightOnly, Width
+from qcompile.targets.target import Device, Target, Types, WeightOnly, Width
 
 EPILOG = """
 qcompile inspect MODEL applies such a table to a model.
@@ -26,17 +26,24 @@ def _entry(target: Target) -> TargetEntry:
         name=target.name,
         summary=target.summary,
         opset=target.opset,
-        types={cpu: _types(types) for cpu, types in target.types.items()},
+        devices={name: _device(device) for name, device in target.devices.items()},
         static={op: rule.role.value for op, rule in target.static.items()},
         dynamic={op: rule.role.value for op, rule in target.dynamic.items()},
-        weight_only=_weight_only(target.weight_only),
+        weight_only=_weight_only(target.weight_only) if target.weight_only else None,
         costs=dict(target.costs),
     )
 
 
+def _device(device: Device) -> str:
+    """Return what a device takes: codes, halves, and why it lacks others."""
+    found = [_types(types) for types in (device.int8, device.fp8) if types is not None]
+    return "; ".join([*found, *device.halves, *([device.why] if device.why else [])])
+
+
 def _types(types: Types) -> str:
     bits = " of 7 bits" if types.reduce_range else ""
-    return f"{types.activation} activations, {types.weight} weights{bits}: {types.why}"
+    kind = "symmetric " if types.symmetric else ""
+    return f"{kind}{types.activation} activations, {types.weight} weights{bits}: {types.why}"
 
 
 def _weight_only(few: WeightOnly) -> WeightOnlyEntry:
@@ -52,5 +59,6 @@ def _weight_only(few: WeightOnly) -> WeightOnlyEntry:
 
 def _width(width: Width) -> str:
     sizes = ", ".join(str(size) for size in width.group_sizes if size)
+    whole = "by channel or " if 0 in width.group_sizes else ""
     levels = f"; level {', '.join(map(str, width.levels))}" if width.levels else ""
-    return f"in {width.stored} bits, by channel or groups of {sizes}{levels}: {width.why}"
+    return f"in {width.stored} bits, {whole}groups of {sizes}{levels}: {width.why}"

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.report import text
+from qcompile.report.console_delivery import delivery_lines
 from qcompile.report.console_weights import weight_lines
 from qcompile.report.grid import lines, table
 from qcompile.report.schema import (
@@ -24,6 +25,9 @@ from qcompile.report.schema import (
     Speed,
 )
 from qcompile.report.wrapped import Wrapped
+
+FLOATS = ("fp16", "bf16", "float")
+"""Precisions without codes; ``float`` is fp32."""
 
 WORST = 8
 REASONS = 12
@@ -47,7 +51,8 @@ def render(report: Report) -> RenderableType:
             ("plan", plan_lines(report.plan)),
             ("in float", float_table(report.plan.float_nodes)),
             ("kernels", _kernels(report)),
-            ("accuracy", comparison_lines(report.engine, report.simulated, seen=False)),
+            ("engine", delivery_lines(report.delivery)),
+            ("accuracy", _accuracy(report)),
             ("worst", _layers(report.layers)),
             ("weights", weight_lines(report.weights)),
             ("speed", _speed(report)),
@@ -75,17 +80,21 @@ def plan_lines(plan: PlanSummary) -> RenderableType | None:
     total = sum(plan.nodes.values())
     if not total:
         return None
-    quantized = total - plan.nodes.get("float", 0)
-    share = f", {text.percent(plan.int8_share)} of the arithmetic" if plan.int8_share else ""
-    host = f", built on {plan.host_cpu}" if plan.host_cpu not in {"", plan.cpu} else ""
+    plain = ("float",) if plan.scheme in FLOATS else FLOATS
+    chosen = {k: n for k, n in plan.nodes.items() if k not in plain}
+    rest = {k: n for k, n in plan.nodes.items() if k in plain}
+    others = f", the rest {text.listed(rest)}" if rest.keys() - {"float"} else ""
     covered = {
-        op: share_of(op, sum(c.values()) - c.get("float", 0), sum(c.values()))
+        op: share_of(op, sum(n for k, n in c.items() if k not in plain), sum(c.values()))
         for op, c in plan.by_op.items()
-        if sum(c.values()) > c.get("float", 0)
+        if any(k not in plain for k in c)
     }
+    share = f", {text.percent(plan.int8_share)} of the arithmetic" if plan.int8_share else ""
+    by_cpu = plan.target == "ort-cpu" and plan.host_cpu not in {"", plan.device}
+    device = f"{plan.device}, built on {plan.host_cpu}" if by_cpu else plan.device
     return lines(
-        f"{plan.scheme} for {plan.target} ({plan.cpu}{host}): "
-        f"{quantized:,} of {text.counted(total, 'node')}{share}",
+        f"{plan.scheme} for {plan.target} ({device}): "
+        f"{sum(chosen.values()):,} of {text.counted(total, 'node')}{share}{others}",
         f"operators: {', '.join(covered.values())}" if covered else "",
         f"tensors: {text.listed(plan.tensors)}" if plan.tensors else "",
     )
@@ -192,6 +201,15 @@ def _calibration(report: Report) -> RenderableType | None:
         f"{text.seconds(summary.seconds)}",
         f"chosen: {text.listed(summary.chosen)}" if summary.chosen else "",
     )
+
+
+def _accuracy(report: Report) -> RenderableType | None:
+    """Return the engine's accuracy; where it was not run here, that of the simulation, marked."""
+    if report.engine.samples or report.simulated is None:
+        return comparison_lines(report.engine, report.simulated, seen=False)
+    simulated = comparison_lines(report.simulated, seen=False)
+    label = Wrapped("simulated: the graph in ONNX Runtime, optimizations off; no engine ran here")
+    return Group(label, simulated) if simulated is not None else None
 
 
 def _kernels(report: Report) -> RenderableType | None:

@@ -1,11 +1,12 @@
 """The answers of calibrate, compare, inspect and bench as a person reads them in a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
 
 from qcompile.report import text
 from qcompile.report.console import (
+    Paragraph,
     comparison_lines,
     float_table,
     model_line,
@@ -24,6 +25,7 @@ from qcompile.report.results import (
     RuntimeEntry,
     TargetEntry,
     TargetList,
+    WeightOnlyEntry,
 )
 from qcompile.report.schema import PortFacts
 
@@ -154,21 +156,24 @@ def _uses(entry: RuntimeEntry) -> str:
 
 
 def _target(entry: TargetEntry) -> RenderableType:
-    few = entry.weight_only
-    holds = f"{few.form} for {', '.join(few.operators)} in {' or '.join(few.types)}"
     return paragraphs(
         [
             ("target", lines(f"{entry.name}: {entry.summary}; opset {entry.opset}")),
-            ("types", _pairs("cpu", "codes", entry.types)),
-            ("int8", _pairs("operator", "role", entry.static)),
+            ("types", _pairs("device", "takes", entry.devices)),
+            ("8 bits", _pairs("operator", "role", entry.static)),
             ("int8-dynamic", _pairs("operator", "role", entry.dynamic)),
             ("in float", _pairs("operator", "reason", entry.costs)),
-            ("weight-only", lines(holds)),
-            ("", _pairs("bits", "stored", {str(k): v for k, v in few.widths.items()})),
-            ("", _pairs("level", "computes with", {str(k): v for k, v in few.levels.items()})),
-            ("", _pairs("in float", "reason", few.costs)),
+            *(_few_bits(entry.weight_only) if entry.weight_only else ()),
         ]
     )
+
+
+def _few_bits(few: WeightOnlyEntry) -> Iterator[Paragraph]:
+    holds = f"{few.form} for {', '.join(few.operators)} in {' or '.join(few.types)}"
+    yield "weight-only", lines(holds)
+    yield "", _pairs("bits", "stored", {str(k): v for k, v in few.widths.items()})
+    yield "", _pairs("level", "computes with", {str(k): v for k, v in few.levels.items()})
+    yield "", _pairs("in float", "reason", few.costs)
 
 
 def _pairs(left: str, right: str, rows: Mapping[str, str]) -> RenderableType | None:

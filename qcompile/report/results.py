@@ -1,4 +1,4 @@
-"""What the other commands answer: calibrate, compare, inspect, bench. Plain data, like a report."""
+"""What calibrate, compare, inspect, check and bench answer. Plain data, like a report."""
 
 from typing import Literal
 
@@ -10,6 +10,8 @@ from qcompile.report.schema import (
     PlanSummary,
     Section,
 )
+
+SeverityName = Literal["error", "float", "numerics", "warning"]
 
 
 class TensorRow(Section):
@@ -76,6 +78,40 @@ class Inspection(Section):
     plan: PlanSummary
     weight_bytes: int = 0
     int8_weight_bytes: int = 0
+    notices: tuple[str, ...] = ()
+
+
+class FindingEntry(Section):
+    """A place where a model or a script breaks a rule of a target.
+
+    Attributes:
+        rule: ``L01`` and so on.
+        severity: error (does not parse or build), float (computes in float what was quantized),
+            numerics (computes something else) or warning.
+        where: Node, tensor, or line of a script.
+        what: What is wrong there and what to do.
+    """
+
+    rule: str
+    severity: SeverityName
+    where: str
+    what: str
+
+
+class CheckReport(Section):
+    """What a target has against a model or a script.
+
+    Attributes:
+        model: The file.
+        setting: Target, version and devices that it was checked for.
+        counts: Severity to the number of findings.
+    """
+
+    model: str
+    target: str
+    setting: str
+    counts: dict[SeverityName, int]
+    findings: tuple[FindingEntry, ...] = ()
     notices: tuple[str, ...] = ()
 
 
@@ -148,7 +184,7 @@ class TargetEntry(Section):
     """A target as its table says it.
 
     Attributes:
-        types: Instruction set to code types, with the reason.
+        devices: Name of a device to the types that it takes, with the reason.
         static: Operator to its role in scheme int8.
         dynamic: Operator to its role in scheme int8-dynamic.
         weight_only: What scheme weight-only may do.
@@ -158,10 +194,10 @@ class TargetEntry(Section):
     name: str
     summary: str
     opset: int
-    types: dict[str, str]
+    devices: dict[str, str]
     static: dict[str, str]
     dynamic: dict[str, str]
-    weight_only: WeightOnlyEntry
+    weight_only: WeightOnlyEntry | None
     costs: dict[str, str]
 
 

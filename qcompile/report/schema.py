@@ -153,7 +153,7 @@ class PlanSummary(Section):
 
     scheme: str = ""
     target: str = ""
-    cpu: str = ""
+    device: str = ""
     host_cpu: str = ""
     nodes: Counts = {}
     by_op: Annotated[dict[str, Counts], AfterValidator(_sorted)] = {}
@@ -174,6 +174,61 @@ class Kernels(Section):
     expected: Counts = {}
     obtained: Counts = {}
     missing: tuple[str, ...] = ()
+
+
+class Finding(Section):
+    """A place in the emitted graph that breaks a rule of the target; see ``qcompile check``."""
+
+    rule: str
+    severity: str
+    where: str
+    what: str
+
+
+class EngineLayer(Section):
+    """What a node was planned in, and what the built engine computes it in.
+
+    Attributes:
+        rule: For a miss, the rule that likely explains it.
+    """
+
+    node: str
+    op: str
+    wanted: str
+    obtained: str
+    rule: str = ""
+
+
+class Delivery(Section):
+    """What runs on the device, where that is not the ONNX file itself.
+
+    Attributes:
+        kind: What it is, in words.
+        state: run (here, and compared), built (but it cannot run here) or yet to be built.
+        path: Its file in the bundle; empty where it is yet to be built.
+        bytes: Of the file.
+        seconds: That building it took.
+        library: What builds it, with its version.
+        layers: Weighted nodes, those that were missed first.
+        findings: Of the lint, the gravest first.
+        placed: Where nodes would run: provider to number of nodes, predicted.
+        fallen: Nodes predicted to fall to the CPU, by reason.
+        loads_ms: Time of a cold start: file name to median milliseconds.
+        notes: What else must be known.
+    """
+
+    kind: str = ""
+    state: Literal["run", "built", "yet to be built"] = "yet to be built"
+    path: str = ""
+    bytes: int = 0
+    seconds: Number = None
+    library: str = ""
+    layers: tuple[EngineLayer, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    placed: Counts = {}
+    fallen: Counts = {}
+    loads_ms: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
 
 
 class OutputRow(Section):
@@ -341,8 +396,10 @@ class Report(Section):
     Attributes:
         output: The folder that was written; None when nothing was.
         passes: Those that ran after the plan was made; ``canonical`` has those before.
+        delivery: What runs on the device, where that is not the ONNX file itself.
         engine: The engine against the FP model; ``simulated`` is the same graph with the
-            runtime's optimizations off, so that a difference of kernels is seen.
+            runtime's optimizations off, so that a difference of kernels is seen. Empty where no
+            engine could be run here: then the simulation alone speaks for it.
         layers: Errors of the quantized tensors, worst first.
         weights: Weights in few bits, in graph order.
         speed: Of one run on a sample; with weights in few bits a language model's run on one token.
@@ -361,6 +418,7 @@ class Report(Section):
     plan: PlanSummary = PlanSummary()
     passes: tuple[PassRecord, ...] = ()
     kernels: Kernels = Kernels()
+    delivery: Delivery | None = None
     engine: ComparisonSection = ComparisonSection()
     simulated: ComparisonSection | None = None
     layers: tuple[LayerRow, ...] = ()
@@ -376,4 +434,6 @@ class Report(Section):
 
     def engine_bytes(self) -> int:
         """Return the size of the engine: its model file and its external data."""
+        if self.delivery is not None and self.delivery.bytes:
+            return self.delivery.bytes
         return sum(a.bytes for a in self.artifacts if a.path.startswith("model.onnx"))

@@ -3,9 +3,15 @@
 from qcompile.errors import RecipeError
 from qcompile.targets.onnx_std import ONNX_STD
 from qcompile.targets.ort_cpu import ORT_CPU
+from qcompile.targets.ort_cuda import ORT_CUDA
+from qcompile.targets.ort_mobile import ORT_MOBILE
 from qcompile.targets.target import Target
+from qcompile.targets.tensorrt import TENSORRT, TENSORRT_RTX
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ORT_CPU, ONNX_STD)}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (ORT_CPU, ORT_MOBILE, ORT_CUDA, ONNX_STD, TENSORRT, TENSORRT_RTX)
+}
 
 
 def target_named(name: str) -> Target:

@@ -24,7 +24,8 @@ ONNX_STD = Target(
     name="onnx",
     summary="standard ONNX operators, any runtime: weights in few bits behind DequantizeLinear",
     opset=21,
-    types={},
+    devices={},
+    device_option="--cpu",
     static={},
     dynamic={},
     weight_only=WeightOnly(
@@ -47,6 +48,4 @@ ONNX_STD = Target(
         },
     ),
     costs={},
-    slow_convolutions={},
-    pays_from=float("inf"),
 )

@@ -1,6 +1,7 @@
 """ONNX Runtime on CPU: what fuses to an int8 kernel, what only costs (measured on 1.31)."""
 
 from qcompile.targets.target import (
+    Device,
     OperatorRule,
     Output,
     Role,
@@ -72,36 +73,39 @@ WEIGHT_ONLY = WeightOnly(
     },
 )
 
+_SATURATING = Types(
+    activation="uint8",
+    weight="int8",
+    reduce_range=True,
+    why="vpmaddubsw saturates at 16 bits: weights must stay within [-64, 64]",
+)
+
 ORT_CPU = Target(
     name="ort-cpu",
     summary="ONNX Runtime, CPU provider: QDQ that fuses to its int8 kernels",
     opset=21,
-    types={
-        "vnni": Types(
-            activation="uint8",
-            weight="int8",
-            reduce_range=False,
-            why="vpdpbusd multiplies u8 by s8 exactly; u8 by u8 and s8 by s8 have no fast kernel",
+    devices={
+        "vnni": Device(
+            Types(
+                activation="uint8",
+                weight="int8",
+                reduce_range=False,
+                why="vpdpbusd multiplies u8 by s8 exactly; u8 by u8 and s8 by s8 have no fast "
+                "kernel",
+            )
         ),
-        "avx512": Types(
-            activation="uint8",
-            weight="int8",
-            reduce_range=True,
-            why="vpmaddubsw saturates at 16 bits: weights must stay within [-64, 64]",
-        ),
-        "avx2": Types(
-            activation="uint8",
-            weight="int8",
-            reduce_range=True,
-            why="vpmaddubsw saturates at 16 bits: weights must stay within [-64, 64]",
-        ),
-        "arm": Types(
-            activation="int8",
-            weight="int8",
-            reduce_range=False,
-            why="s8 by s8 is native, and the only pair with symmetric kernels",
+        "avx512": Device(_SATURATING),
+        "avx2": Device(_SATURATING),
+        "arm": Device(
+            Types(
+                activation="int8",
+                weight="int8",
+                reduce_range=False,
+                why="s8 by s8 is native, and the only pair with symmetric kernels",
+            )
         ),
     },
+    device_option="--cpu",
     static=_table(
         OperatorRule(
             "Conv",

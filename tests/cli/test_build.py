@@ -115,7 +115,7 @@ def test_a_pattern_leaves_all_nodes_that_it_matches_in_float(work: Path) -> None
 def test_cpu_samples_and_a_pattern_that_matches_nothing(work: Path) -> None:
     options = ("--cpu", "avx2", "--calib-samples", "50", "--exclude", "no-such-*")
     report = answer(build(work, *options, "-o", "avx2"))
-    assert report["plan"]["cpu"] == "avx2"
+    assert report["plan"]["device"] == "avx2"
     tensors = plan_of(work / "avx2")["tensors"].values()
     assert all(tensor["reduce_range"] for tensor in tensors if tensor["kind"] == "weight")
     data = report["data"]

@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 from tests.cli.nets import model_of, perceptron, write_data
 from tests.cli.process import Ended, answer
 
-PLAN = {"model": "", "target": "ort-cpu", "cpu": "vnni", "scheme": "int8"}
+PLAN = {"model": "", "target": "ort-cpu", "device": "vnni", "scheme": "int8"}
 
 
 @pytest.fixture

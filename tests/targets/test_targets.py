@@ -43,10 +43,11 @@ def test_tables_are_keyed_by_operator_and_do_not_contradict_each_other():
 
 def test_every_instruction_set_has_types():
     choices = Recipe.model_fields["cpu"].annotation
-    assert set(ORT_CPU.types) == {"avx2", "avx512", "vnni", "arm"}
-    assert all(cpu in str(choices) for cpu in ORT_CPU.types)
-    assert host_cpu() in ORT_CPU.types
-    for cpu, types in ORT_CPU.types.items():
+    assert set(ORT_CPU.devices) == {"avx2", "avx512", "vnni", "arm"}
+    assert all(cpu in str(choices) for cpu in ORT_CPU.devices)
+    assert host_cpu() in ORT_CPU.devices
+    for cpu in ORT_CPU.devices:
+        types = ORT_CPU.types("int8", cpu)
         assert types.why
         assert types.reduce_range == (cpu in ("avx2", "avx512")), "vpmaddubsw saturates there"
         assert types.activation == ("int8" if cpu == "arm" else "uint8")

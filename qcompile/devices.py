@@ -1,0 +1,79 @@
+"""What a recipe and a target together decide: the devices, and what the float remainder is."""
+
+from dataclasses import replace
+
+from qcompile.errors import RecipeError
+from qcompile.plan import CALIBRATED
+from qcompile.progress import Progress
+from qcompile.recipe import HighPrecision, Recipe
+from qcompile.runtime.host import host_cpu
+from qcompile.targets.target import Target, Types
+
+SCALES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What the remainder computes in to the type of scales beside it."""
+
+
+def device_of(recipe: Recipe, target: Target, progress: Progress) -> str:
+    """Return the device to build for, several with commas between; check that it has the scheme.
+
+    Raises:
+        RecipeError: The option is not the target's, or there is no such device or scheme.
+    """
+    asked = {
+        "--cpu": recipe.cpu or "",
+        "--sm": ",".join(map(str, recipe.sm)),
+        "--ep": recipe.ep or "",
+    }
+    for option, value in asked.items():
+        if value and option != target.device_option:
+            raise RecipeError(
+                f"{option} {value}: --target {target.name} is chosen by {target.device_option}"
+            )
+    device = asked[target.device_option] or _default(recipe, target, progress)
+    target.check(recipe.scheme, device)
+    return device
+
+
+def _default(recipe: Recipe, target: Target, progress: Progress) -> str:
+    if target.device_option == "--cpu":
+        return host_cpu()
+    if target.device_option == "--ep" or "any" in target.devices:
+        return next(iter(target.devices))
+    able = [name for name in target.devices if recipe.scheme in target.schemes(name)]
+    if not able:
+        return next(iter(target.devices))
+    progress.notice(f"{target.device_option} was not given: built for {', '.join(able)}")
+    return ",".join(able)
+
+
+def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:
+    """Return what computes in float becomes.
+
+    Raises:
+        RecipeError: The device does not compute in that type.
+    """
+    if recipe.scheme in {"fp16", "bf16"}:
+        wanted: HighPrecision = recipe.scheme
+        if recipe.high_precision not in (None, wanted):
+            raise RecipeError(
+                f"--high-precision {recipe.high_precision}: --{wanted} has decided that"
+            )
+        return wanted
+    if recipe.high_precision is None:
+        return target.high_precision if recipe.scheme != "int8-dynamic" else "fp32"
+    if recipe.high_precision != "fp32":
+        if recipe.scheme == "int8-dynamic":
+            raise RecipeError("--high-precision: --dynamic leaves the rest in fp32")
+        target.check(recipe.high_precision, device)
+    return recipe.high_precision
+
+
+def types_of(recipe: Recipe, target: Target, device: str, remainder: HighPrecision) -> Types | None:
+    """Return the code types of a calibrated scheme; scales take the type of the remainder.
+
+    On asymmetric targets the remainder is always fp32.
+    """
+    if recipe.scheme not in (*CALIBRATED, "int8-dynamic"):
+        return None
+    types = target.types(recipe.scheme, device)
+    return replace(types, scale=SCALES[remainder]) if types.symmetric else types  # type: ignore[arg-type]

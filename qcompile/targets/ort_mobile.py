@@ -1,0 +1,17 @@
+"""ONNX Runtime on phones: ORT-format models, with an execution provider beside the CPU's."""
+
+from dataclasses import replace
+
+from qcompile.targets.ort_cpu import ORT_CPU
+from qcompile.targets.providers import PROVIDERS
+
+ORT_MOBILE = replace(
+    ORT_CPU,
+    name="ort-mobile",
+    summary="ONNX Runtime on phones: .ort files for the CPU, XNNPACK, NNAPI, CoreML or QNN",
+    devices={
+        name: replace(provider.device, static=provider.static)
+        for name, provider in PROVIDERS.items()
+    },
+    device_option="--ep",
+)

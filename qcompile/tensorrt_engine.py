@@ -1,0 +1,223 @@
+"""The engines of TensorRT and TensorRT for RTX: checked, built where that can be, told apart."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qcompile.compare.engine_types import EngineType, compare_types
+from qcompile.compare.gates import GateResult
+from qcompile.emit.tensorrt_files import EngineOptions, EngineRequest, write_engine_files
+from qcompile.errors import EngineError
+from qcompile.lint.rule import Finding, Setting, Severity
+from qcompile.lint.tensorrt import check_model
+from qcompile.plan import CALIBRATED, Plan
+from qcompile.profiles import profiles_of
+from qcompile.report.schema import Delivery, EngineLayer
+from qcompile.report.schema import Finding as FindingRow
+from qcompile.runtime import rtx, tensorrt
+from qcompile.runtime.layer_dump import EngineLayer as Kernel
+from qcompile.runtime.obtained import obtained
+from qcompile.runtime.ort import Session
+from qcompile.runtime.rtx_library import is_installed
+from qcompile.samples import InMemory, Samples
+from qcompile.targets.profiles import Profile
+from qcompile.written import Written
+
+ENGINE = "model.engine"
+
+_ORDER = (Severity.ERROR, Severity.NUMERICS, Severity.FLOAT, Severity.WARNING)
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """One engine to make.
+
+    Attributes:
+        on: What it is made of.
+    """
+
+    on: Written
+
+    def rtx(self) -> Delivery:
+        """Build an engine of TensorRT for RTX, which takes no GPU, and read its layers' types.
+
+        Raises:
+            QcompileError: It is not installed, or refuses the model.
+        """
+        profiles = self._profiles()
+        found = self._lint("tensorrt-rtx", 11, profiles)
+        options = self.on.recipe.tensorrt
+        request = rtx.RtxRequest(
+            model=self.on.model,
+            engine=self.on.model.with_name(ENGINE),
+            sms=self._sms(),
+            profiles=profiles,
+            workspace_bytes=_bytes(options.workspace_mib),
+            optimization_level=options.optimization_level,
+            weight_streaming=options.weight_streaming,
+        )
+        built = rtx.build(request, self.on.log)
+        for warning in built.warnings:
+            self.on.log.notice(f"TensorRT for RTX warns: {warning}")
+        return Delivery(
+            kind=f"TensorRT for RTX engine for compute capability {_capabilities(self._sms())}",
+            state="built",
+            path=ENGINE,
+            bytes=built.bytes,
+            seconds=round(built.seconds, 2),
+            library=f"TensorRT for RTX {is_installed()}",
+            layers=self._layers(built.layers, found),
+            findings=_rows(found),
+        )
+
+    def tensorrt(self) -> tuple[Delivery, tuple[GateResult, ...]]:
+        """Write what builds and judges the engine; do so here where TensorRT and a GPU are.
+
+        Returns:
+            What was made, and the gates that were judged on the GPU.
+
+        Raises:
+            QcompileError: TensorRT refuses the model.
+        """
+        version = tensorrt.major_version(self.on.recipe.tensorrt.version)
+        profiles = self._profiles()
+        found = self._lint("tensorrt", version, profiles)
+        self._write_files(version, profiles)
+        kind = f"TensorRT {version} engine"
+        if tensorrt.installed() is None or not tensorrt.has_gpu():
+            missing = "no NVIDIA GPU" if tensorrt.installed() else "TensorRT is not installed"
+            note = (
+                f"{missing}: the engine is yet to be built; run python3 build_engine.py in this "
+                "folder on the device: it builds, compares with the samples here and exits 3 when "
+                "a gate is missed"
+            )
+            return Delivery(kind=kind, findings=_rows(found), notes=(note,)), ()
+        built = tensorrt.build(self.on.model.parent, self.on.log)
+        engine = built.engine
+        if engine is None:
+            raise EngineError(f"TensorRT left no engine: {built.message}")
+        timing = built.timing
+        took = f"{timing.median_ms:.3f} ms a run ({timing.how})" if timing else ""
+        figures = [
+            f"output {row.name}: {row.sqnr_db:.1f} dB against the float model"
+            for row in built.outputs
+            if row.sqnr_db is not None
+        ]
+        judged = tuple(GateResult(**gate.model_dump()) for gate in built.gates)
+        facts = Delivery(
+            kind=f"{kind} for {built.device.name}" if built.device else kind,
+            state="run" if built.device else "built",
+            path=engine.name,
+            bytes=engine.bytes,
+            seconds=built.seconds,
+            library=f"TensorRT {built.tensorrt}",
+            layers=self._layers(built.layers, found),
+            findings=_rows(found),
+            notes=(*([took] if took else []), *figures),
+        )
+        return facts, judged
+
+    def _sms(self) -> tuple[int, ...]:
+        return () if self.on.device == "any" else tuple(map(int, self.on.device.split(",")))
+
+    def _profiles(self) -> dict[str, Profile]:
+        return profiles_of(
+            self.on.recipe.tensorrt.shapes,
+            self.on.loaded,
+            self.on.data,
+            self.on.log,
+        )
+
+    def _lint(self, flavour: str, version: int, profiles: dict[str, Profile]) -> list[Finding]:
+        """Check the graph that was written; it must not break a rule that forbids it.
+
+        Raises:
+            EngineError: It does; names the node and the rule.
+        """
+        setting = Setting(flavour, version, self._sms(), profiles)  # type: ignore[arg-type]
+        found = check_model(ir.load(self.on.model), setting, self.on.log)
+        errors = [finding for finding in found if finding.severity is Severity.ERROR]
+        if errors:
+            first, more = errors[0], len(errors) - 1
+            others = f" (and {more} more: qcompile check lists them)" if more else ""
+            raise EngineError(
+                f"TensorRT would refuse the model: {first.where}: {first.what} "
+                f"({first.rule}){others}"
+            )
+        return found
+
+    def _layers(self, kernels: tuple[Kernel, ...], found: list[Finding]) -> tuple[EngineLayer, ...]:
+        """Return the weighted nodes, planned and obtained; those that were missed first."""
+        model = ir.load(self.on.model)
+        by_place: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for finding in found:
+            by_place[finding.where].append((finding.rule, finding.what))
+        got = {name: one.precision for name, one in obtained(model, kernels).items()}
+        rows = compare_types(model, _wanted(self.on.made.plan, model), got, by_place)
+        return tuple(_row(row) for row in sorted(rows, key=lambda row: not row.is_miss))
+
+    def _write_files(self, version: int, profiles: dict[str, Profile]) -> None:
+        options = self.on.recipe.tensorrt
+        request = EngineRequest(
+            model=self.on.model.name,
+            inputs=self.on.loaded.inputs,
+            outputs=tuple(port.name for port in self.on.loaded.outputs),
+            version=version,
+            profiles=profiles,
+            options=EngineOptions(
+                workspace_bytes=_bytes(options.workspace_mib),
+                optimization_level=options.optimization_level,
+                version_compatible=options.version_compatible,
+                hardware_compatible=options.hardware_compatible,
+                weight_streaming=options.weight_streaming,
+                strip=options.strip,
+                refit=options.strip,
+            ),
+            gates=self.on.recipe.gates,
+        )
+        samples: Samples = self.on.data.evaluation or InMemory([])
+        session = self.on.loaded.session or Session(self.on.loaded.path)
+        write_engine_files(self.on.model.parent, request, samples, session.run, self.on.log)
+
+
+def _bytes(mib: int | None) -> int | None:
+    return None if mib is None else mib << 20
+
+
+def _capabilities(sms: tuple[int, ...]) -> str:
+    return ", ".join(f"{sm // 10}.{sm % 10}" for sm in sms) or "8.0 and later"
+
+
+def _wanted(plan: Plan, model: ir.Model) -> dict[str, str]:
+    """Return what each weighted node was planned in, in the words of ``runtime.obtained``."""
+    found: dict[str, str] = {}
+    for node in model.graph:
+        precision = plan.precision(node.name or "")
+        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+            continue
+        if precision in CALIBRATED:
+            found[node.name or ""] = precision
+        elif precision == "weight-only":
+            found[node.name or ""] = "int4 weights"
+    return found
+
+
+def _row(row: EngineType) -> EngineLayer:
+    rule = f"{row.rule}: {row.why}" if row.why else row.rule
+    return EngineLayer(
+        node=row.node, op=row.op, wanted=row.wanted, obtained=row.obtained, rule=rule
+    )
+
+
+def _rows(found: list[Finding]) -> tuple[FindingRow, ...]:
+    order = sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+    return tuple(
+        FindingRow(
+            rule=finding.rule,
+            severity=finding.severity.value,
+            where=finding.where,
+            what=finding.what,
+        )
+        for finding in order
+    )
