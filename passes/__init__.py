@@ -24,6 +24,7 @@ from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.passes.insert_qdq import InsertQdq
+from qcompile.passes.lower_opset import LowerOpset
 from qcompile.passes.name_values import NameValues
 from qcompile.passes.own_constants import OwnConstants
 from qcompile.passes.pad_channels import PadChannels
@@ -31,6 +32,7 @@ from qcompile.passes.remove_identities import RemoveIdentities
 from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
+from qcompile.passes.soften_masks import SoftenMasks
 
 CANONICAL: tuple[GraphPass, ...] = (
     InlineFunctions(),
@@ -65,13 +67,14 @@ LOWERING: dict[str, tuple[GraphPass, ...]] = {
         OwnConstants(),
         NameValues(),
     ),
+    "ort-mobile": (ExpandPrelu(), FlattenTokens(), FuseLinear(), OwnConstants(), NameValues()),
 }
 """Target to the passes that bring the canonical graph into the form its int8 kernels want."""
 
 
 def lowering(target: str, scheme: str) -> tuple[GraphPass, ...]:
     """Return the passes that serve a target; float arithmetic takes the canonical graph."""
-    return () if scheme == "weight-only" else LOWERING.get(target, ())
+    return () if scheme in ("weight-only", "fp16", "bf16") else LOWERING.get(target, ())
 
 
 QUANTIZING: tuple[GraphPass, ...] = (
@@ -91,8 +94,11 @@ WEIGHT_ONLY: tuple[GraphPass, ...] = (
 )
 """The passes that write solved weights into the graph; they take plan and weights as arguments."""
 
-HALVING: tuple[GraphPass, ...] = (CastFloats(), RoundFloats())
-"""The passes for half precision: the first makes the engine's graph, the second simulates it."""
+HALVING: tuple[GraphPass, ...] = (SoftenMasks(), CastFloats(), RoundFloats())
+"""The passes for half precision; the last one simulates what the others make."""
+
+FITTING: tuple[GraphPass, ...] = (LowerOpset(),)
+"""The passes that fit a graph to a runtime that knows older operators only."""
 
 ALL: tuple[GraphPass, ...] = (
     *CANONICAL,
@@ -100,4 +106,5 @@ ALL: tuple[GraphPass, ...] = (
     *QUANTIZING,
     *WEIGHT_ONLY,
     *HALVING,
+    *FITTING,
 )

@@ -3,10 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcompile import mobile
+from qcompile import cuda, mobile, tensorrt_engine
 from qcompile.compare.gates import GateResult
+from qcompile.data import Split
+from qcompile.frontend import Loaded
+from qcompile.lint.rule import FLAVOURS
+from qcompile.profiles import profiles_of
+from qcompile.progress import StageLog
+from qcompile.recipe import Recipe, TensorRT
 from qcompile.report.schema import Delivery
 from qcompile.runtime.host import host_cpu
+from qcompile.runtime.ort import as_on_arm
+from qcompile.runtime.provider import Engine
+from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
 from qcompile.tensorrt_engine import EngineJob
 from qcompile.written import Written
@@ -15,6 +24,13 @@ UNTIMED = (
     "the engine was not run here: accuracy is that of the simulated model, by which gates are "
     "judged; nothing was timed"
 )
+
+UNSEEN = "the engine was not run here, and without samples it was not simulated; nothing was timed"
+
+_ANY_SHAPE = ("ort-cpu", "onnx")
+"""Targets whose engines are built for no shapes."""
+
+FOREIGN = "not timed: the engine is for ARM, and this machine is not"
 
 RUN = "the engine was run and judged by TensorRT itself: see 'engine'"
 
@@ -30,10 +46,40 @@ class Delivered:
         judged: Gates that were judged on the device itself.
     """
 
-    engine: Path | None
+    engine: Engine | None
     facts: Delivery | None = None
     untimed: str = ""
     judged: tuple[GateResult, ...] = ()
+
+
+def check_request(target: Target, recipe: Recipe, log: StageLog) -> None:
+    """Refuse what can be refused before any file is read.
+
+    Raises:
+        RecipeError: An option is malformed, or not of this target.
+        RuntimeMissingError: The target's tools are not installed.
+    """
+    if target.name in FLAVOURS:
+        tensorrt_engine.check_options(target.name, recipe)
+    elif target.name in _ANY_SHAPE and recipe.tensorrt != TensorRT():
+        log.notice(f"shapes and other options of TensorRT: not used for --target {target.name}")
+
+
+def shapes_for(
+    target: Target, recipe: Recipe, device: str, loaded: Loaded, data: Split, log: StageLog
+) -> dict[str, Profile]:
+    """Return the shapes that the engine is built for, by input; refuse a model it cannot take.
+
+    Raises:
+        RecipeError: The shapes contradict the model, or are not known.
+        EngineError: The target has not what the float model needs.
+    """
+    if target.name == "ort-cuda" and device == "tensorrt":
+        return profiles_of(recipe.tensorrt.shapes, loaded, data, log)
+    if target.name not in FLAVOURS:
+        return {}
+    about = recipe, device, loaded, data, log
+    return tensorrt_engine.shapes_for(target.name, *about)
 
 
 def deliver(target: Target, written: Written) -> Delivered:
@@ -48,12 +94,22 @@ def deliver(target: Target, written: Written) -> Delivered:
     """
     if target.name == "ort-mobile":
         facts = mobile.deliver(written)
-        foreign = host_cpu() != "arm"
-        why = "not timed: the engine is for ARM, and this machine is not" if foreign else ""
-        return Delivered(written.model.with_name(facts.path), facts, why)
+        return _for_arm(written.model.with_name(facts.path), facts)
+    if target.name == "ort-cuda":
+        made = cuda.deliver(written)
+        return Delivered(made.engine, made.facts, made.untimed)
+    untimed = UNTIMED if written.data.evaluation else UNSEEN
     if target.name == "tensorrt-rtx":
-        return Delivered(None, EngineJob(written).rtx(), UNTIMED)
+        return Delivered(None, EngineJob(written).rtx(), untimed)
     if target.name == "tensorrt":
         facts, judged = EngineJob(written).tensorrt()
-        return Delivered(None, facts, RUN if facts.state == "run" else UNTIMED, judged)
-    return Delivered(written.model)
+        return Delivered(None, facts, RUN if facts.state == "run" else untimed, judged)
+    if target.name == "ort-cpu" and written.device == "arm":
+        return _for_arm(written.model)
+    return Delivered(Engine(written.model))
+
+
+def _for_arm(engine: Path, facts: Delivery | None = None) -> Delivered:
+    """Let this machine run it as an ARM CPU would, and time it only if it is one."""
+    untimed = "" if host_cpu() == "arm" else FOREIGN
+    return Delivered(Engine(engine, as_on_arm(engine)), facts, untimed)

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from qcompile.errors import RecipeError
+from qcompile.numerics.groups import SCALE_TYPES
 from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
 from qcompile.recipe import HighPrecision, Recipe
 from qcompile.runtime.host import host_cpu
-from qcompile.targets.target import Target, Types
+from qcompile.targets.target import ANY, Target, Types
 
 SCALES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """What the remainder computes in to the type of scales beside it."""
@@ -21,7 +22,7 @@ def device_of(recipe: Recipe, target: Target, progress: Progress) -> str:
     """
     asked = {
         "--cpu": recipe.cpu or "",
-        "--sm": ",".join(map(str, recipe.sm)),
+        "--sm": ",".join(map(str, sorted(set(recipe.sm)))),
         "--ep": recipe.ep or "",
     }
     for option, value in asked.items():
@@ -37,7 +38,7 @@ def device_of(recipe: Recipe, target: Target, progress: Progress) -> str:
 def _default(recipe: Recipe, target: Target, progress: Progress) -> str:
     if target.device_option == "--cpu":
         return host_cpu()
-    if target.device_option == "--ep" or "any" in target.devices:
+    if target.device_option == "--ep" or ANY in target.devices:
         return next(iter(target.devices))
     able = [name for name in target.devices if recipe.scheme in target.schemes(name)]
     if not able:
@@ -50,8 +51,15 @@ def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:
     """Return what computes in float becomes.
 
     Raises:
-        RecipeError: The device does not compute in that type.
+        RecipeError: The device does not compute in that type, or the scheme has no such remainder.
     """
+    remainder = _remainder(recipe, target, device)
+    if remainder == "fp32" and recipe.half_ports:
+        raise RecipeError("--half-ports: what computes in float is fp32 here, so there is no half")
+    return remainder
+
+
+def _remainder(recipe: Recipe, target: Target, device: str) -> HighPrecision:
     if recipe.scheme in {"fp16", "bf16"}:
         wanted: HighPrecision = recipe.scheme
         if recipe.high_precision not in (None, wanted):
@@ -64,6 +72,11 @@ def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:
     if recipe.high_precision != "fp32":
         if recipe.scheme == "int8-dynamic":
             raise RecipeError("--high-precision: --dynamic leaves the rest in fp32")
+        if recipe.scheme == "weight-only" and SCALES[recipe.high_precision] not in SCALE_TYPES:
+            raise RecipeError(
+                f"--high-precision {recipe.high_precision}: scales of weights in few bits are fp32 "
+                "or fp16: take one of these"
+            )
         target.check(recipe.high_precision, device)
     return recipe.high_precision
 
@@ -71,7 +84,8 @@ def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:
 def types_of(recipe: Recipe, target: Target, device: str, remainder: HighPrecision) -> Types | None:
     """Return the code types of a calibrated scheme; scales take the type of the remainder.
 
-    On asymmetric targets the remainder is always fp32.
+    Those of asymmetric targets stay float32: a bias there is int32 codes, and its scale, a product
+    of two, leaves the numbers of a half.
     """
     if recipe.scheme not in (*CALIBRATED, "int8-dynamic"):
         return None

@@ -5,7 +5,7 @@ The stages meet here, and in the modules beside this one; none of them imports a
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompile import proof, sections
@@ -24,12 +24,13 @@ from qcompile.bundle import (
 from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
-from qcompile.delivery import Delivered, deliver
+from qcompile.delivery import Delivered, check_request, deliver, shapes_for
 from qcompile.devices import SCALES, device_of, remainder_of, types_of
 from qcompile.emit.ort_file import write_engine, write_optimized
 from qcompile.errors import GateError, RecipeError
+from qcompile.fitting import Fitting
 from qcompile.frontend import Loaded, check_equivalence, jobs_of, load
-from qcompile.halves import Halves, nothing_quantized
+from qcompile.halves import Halves, check_halves, nothing_quantized, stand_in
 from qcompile.plan import Plan, read_plan
 from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
@@ -39,10 +40,12 @@ from qcompile.recipe import Calibration, HighPrecision, Recipe, Weights
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import Canonicalization, Kernels, Report
 from qcompile.runtime.host import host_cpu
-from qcompile.runtime.ort import kernel_nodes
+from qcompile.runtime.ort import kernel_nodes, replays
+from qcompile.runtime.provider import CPU, Engine
 from qcompile.samples import samples_digest
 from qcompile.source.onnx_file import check_file
 from qcompile.targets import target_named
+from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
 from qcompile.w8a8 import W8A8
 from qcompile.weight_only import WeightOnly, working_folder
@@ -89,6 +92,7 @@ def build(  # noqa: PLR0913 (the command's options)
     target, log = target_named(recipe.target), StageLog(progress)
     device = device_of(recipe, target, log)  # refused before any file is read
     remainder, target = remainder_of(recipe, target, device), target.on(device)
+    check_request(target, recipe, log)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
     metric = load_metric(recipe.metric) if recipe.metric else None
     edited = _edited(Path(plan), recipe) if plan else None
@@ -158,12 +162,16 @@ class _Job:
             log.notice(f"nothing is excluded by {unused!r}: no node matches it")
         with log.stage("data"):
             data = split_data(calib, evaluation, loaded, self.recipe, log)
+            shapes = shapes_for(self.target, self.recipe, self.device, loaded, data, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
         with self._quantized(loaded, data, edited, dump_passes) as made:
             self.bundle.write(PLAN, made.plan.text())
             with log.stage("emit"):
-                delivered = self._emit(loaded, data, made)
+                delivered = self._emit(loaded, data, made, shapes)
+        if self.remainder != "fp32":  # the file, for weights in few bits are gone from memory
+            simulated = stand_in(self.bundle.folder / ENGINE, self.remainder, loaded.holds)
+            made = replace(made, stand_in=simulated)
         model = made.stand_in or self.bundle.folder / ENGINE
         engine = delivered.engine
         with log.stage("compare"):
@@ -228,6 +236,8 @@ class _Job:
         half = self.remainder
         types = types_of(self.recipe, self.target, self.device, half)
         with ExitStack() as stack:
+            if edited is not None:
+                check_halves(edited, half)
             halves = Halves(*about, edited, half, self.log) if half != "fp32" else None
             if types is not None:
                 made = W8A8(*about, types, edited, self.log).quantize(dumps)
@@ -238,20 +248,27 @@ class _Job:
                 scales = SCALES[half] if halves else None
                 made = WeightOnly(*about, scales, edited, self.log, folder).quantize(dumps)
             else:
-                made = nothing_quantized(loaded, self.recipe.scheme, self.target, self.device)
-            yield halves.cast(made, dumps) if halves else made
+                scheme = self.recipe.scheme
+                made = nothing_quantized(loaded, scheme, self.target, self.device, edited)
+            made = halves.cast(made, dumps) if halves else made
+            yield Fitting(*about, self.log).fit(made, dumps)
 
-    def _kernels(self, loaded: Loaded, plan: Plan, engine: Path | None) -> Kernels:
-        if loaded.session is None or engine is None or engine.suffix != ".onnx":
+    def _kernels(self, loaded: Loaded, plan: Plan, engine: Engine | None) -> Kernels:
+        if loaded.session is None or engine is None or engine.provider.name != CPU.name:
             return Kernels()
-        return sections.kernels(plan, loaded.model, self.target, kernel_nodes(engine))
+        if engine.path.suffix == ".ort" and not replays(engine.path):
+            return Kernels()
+        nodes = kernel_nodes(engine.path, provider=engine.provider)
+        return sections.kernels(plan, loaded.model, self.target, nodes)
 
-    def _emit(self, loaded: Loaded, data: Split, made: Quantized) -> Delivered:
+    def _emit(
+        self, loaded: Loaded, data: Split, made: Quantized, shapes: dict[str, Profile]
+    ) -> Delivered:
         model = self.bundle.folder / ENGINE
         write_engine(made.model, model)
         if self.recipe.optimized:
             write_optimized(model)
-        written = Written(model, self.device, self.recipe, loaded, data, made, self.log)
+        written = Written(model, self.device, self.recipe, loaded, data, made, shapes, self.log)
         return deliver(self.target, written)
 
     def _finish(

@@ -20,6 +20,7 @@ from qcompile.quantized import Quantized
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
 from qcompile.runtime.prefill import first_token
+from qcompile.runtime.provider import Engine
 from qcompile.runtime.staged import StagedRun, run_staged
 from qcompile.runtime.timing import Timing, time_pair
 from qcompile.samples import Feeds, InMemory
@@ -34,7 +35,7 @@ AGAIN_SECONDS = 9.0
 def compare(
     loaded: Loaded,
     model: Path | ir.Model,
-    engine: Path | None,
+    engine: Engine | None,
     data: Split,
     metric: Metric | None,
     jobs: int,
@@ -45,7 +46,7 @@ def compare(
     Args:
         loaded: The float model.
         model: The rewritten model, as it is simulated.
-        engine: What ONNX Runtime runs here; None where the engine cannot run here.
+        engine: What ONNX Runtime runs here, and who; None where the engine cannot run here.
         data: Its evaluation samples.
         metric: A score of both models.
         jobs: Threads.
@@ -59,11 +60,14 @@ def compare(
         EngineError: ONNX Runtime refuses the engine, or it fails.
     """
     if loaded.session is None:
-        if engine is None or engine.suffix != ".onnx":
+        if engine is None or engine.path.suffix != ".onnx":
             progress.notice("not compared: the model is too large to be run as a whole")
             return {}
-        return _compare_staged(loaded, engine, data, metric, jobs, progress)
-    runners = {"engine": Session(engine, threads=jobs).run} if engine else {}
+        return _compare_staged(loaded, engine.path, data, metric, jobs, progress)
+    runners = {}
+    if engine:
+        session = Session(engine.path, threads=jobs, provider=engine.provider)
+        runners["engine"] = session.run
     runners["simulated"] = Session(model, threads=jobs, optimize=False).run
     if data.evaluation is None:
         return {}
@@ -150,7 +154,7 @@ class Timings(NamedTuple):
 
 def time_engine(
     loaded: Loaded,
-    engine: Path,
+    engine: Engine,
     data: Split,
     *,
     weights_alone: bool,
@@ -187,11 +191,12 @@ def time_engine(
     token = first_token(feeds, loaded.inputs) if weights_alone else None
     progress.step("time", 0, 1)
     try:
-        timing = time_pair(loaded.path, engine, token or feeds)
+        pair, on = (loaded.path, engine.path), engine.provider
+        timing = time_pair(*pair, token or feeds, provider=on)
         if again and seems_slower(timing):
             progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
-            timing = time_pair(loaded.path, engine, token or feeds, seconds=AGAIN_SECONDS)
-        prefill = time_pair(loaded.path, engine, feeds) if token else None
+            timing = time_pair(*pair, token or feeds, seconds=AGAIN_SECONDS, provider=on)
+        prefill = time_pair(*pair, feeds, provider=on) if token else None
     except EngineError as error:
         if samples is not None:
             raise

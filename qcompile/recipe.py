@@ -150,6 +150,17 @@ class TensorRT(Frozen):
     strip: bool = False
 
 
+class Cuda(Frozen):
+    """How ``--target ort-cuda`` delivers.
+
+    Attributes:
+        context: With ``--ep tensorrt``: an EPContext model, which holds the engines, is written
+            where it is run first; it loads without building again.
+    """
+
+    context: bool = False
+
+
 class Gates(Frozen):
     """What the engine must reach; a miss ends with exit code 3.
 
@@ -182,6 +193,7 @@ class Recipe(Frozen):
             would lose too much; None takes the target's default.
         half_ports: Inputs and outputs take the half type, too.
         tensorrt: How a TensorRT engine is built.
+        cuda: How ``--target ort-cuda`` delivers.
         preprocess: What to do with pictures.
         text: What to do with text.
         exclude: Patterns of node names to leave in float (``*`` and ``?``).
@@ -201,6 +213,7 @@ class Recipe(Frozen):
     high_precision: HighPrecision | None = None
     half_ports: bool = False
     tensorrt: TensorRT = TensorRT()
+    cuda: Cuda = Cuda()
     calibration: Calibration = Calibration()
     weights: Weights = Weights()
     preprocess: Preprocess | None = None

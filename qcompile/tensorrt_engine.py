@@ -1,32 +1,101 @@
 """The engines of TensorRT and TensorRT for RTX: checked, built where that can be, told apart."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qcompile.compare.engine_types import EngineType, compare_types
+from qcompile.compare.engine_types import EngineType, compare_types, graph_types
 from qcompile.compare.gates import GateResult
+from qcompile.data import Split
 from qcompile.emit.tensorrt_files import EngineOptions, EngineRequest, write_engine_files
-from qcompile.errors import EngineError
-from qcompile.lint.rule import Finding, Setting, Severity
+from qcompile.errors import EngineError, RecipeError, RuntimeMissingError
+from qcompile.frontend import Loaded
+from qcompile.lint.rule import Finding, Flavour, Setting, Severity
 from qcompile.lint.tensorrt import check_model
-from qcompile.plan import CALIBRATED, Plan
+from qcompile.plan import CALIBRATED, FLOATS, Plan
 from qcompile.profiles import profiles_of
+from qcompile.progress import Progress, Silent, StageLog
+from qcompile.recipe import Recipe
 from qcompile.report.schema import Delivery, EngineLayer
 from qcompile.report.schema import Finding as FindingRow
 from qcompile.runtime import rtx, tensorrt
 from qcompile.runtime.layer_dump import EngineLayer as Kernel
-from qcompile.runtime.obtained import obtained
+from qcompile.runtime.obtained import WEIGHTED, obtained
 from qcompile.runtime.ort import Session
 from qcompile.runtime.rtx_library import is_installed
 from qcompile.samples import InMemory, Samples
-from qcompile.targets.profiles import Profile
+from qcompile.targets.profiles import Profile, parse_profiles
+from qcompile.targets.target import ANY
 from qcompile.written import Written
 
 ENGINE = "model.engine"
 
+_NOT_OF_RTX = {
+    "strip": "TensorRT for RTX strips weights on a machine with a GPU only",
+    "version_compatible": "TensorRT for RTX has no engines for other versions",
+    "hardware_compatible": "engines of TensorRT for RTX are for the GPUs that --sm names",
+}
+"""Key of the recipe to why an engine that is built without a GPU cannot have it."""
+
 _ORDER = (Severity.ERROR, Severity.NUMERICS, Severity.FLOAT, Severity.WARNING)
+
+
+RTX: Flavour = "tensorrt-rtx"
+
+
+def check_options(flavour: Flavour, recipe: Recipe) -> None:
+    """Refuse what can be refused before any file is read.
+
+    Raises:
+        RecipeError: The shapes are malformed, or there is no such version or option.
+        RuntimeMissingError: TensorRT for RTX is not installed.
+    """
+    options = recipe.tensorrt
+    if options.shapes is not None:
+        parse_profiles(options.shapes)
+    if flavour != RTX:
+        tensorrt.major_version(options.version)
+        return
+    for key, asked in {
+        "strip": options.strip,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible != "none",
+    }.items():
+        if asked:
+            raise RecipeError(
+                f"[tensorrt] {key}: {_NOT_OF_RTX[key]}; leave it out, or build with "
+                "--target tensorrt"
+            )
+    if is_installed() is None:
+        raise RuntimeMissingError(
+            "--target tensorrt-rtx: TensorRT for RTX is not installed: "
+            "pip install 'qcompile[tensorrt-rtx]'"
+        )
+
+
+def shapes_for(
+    flavour: Flavour, recipe: Recipe, device: str, loaded: Loaded, data: Split, log: StageLog
+) -> dict[str, Profile]:
+    """Return the shapes that the engine takes; refuse a model that no precision would save.
+
+    Raises:
+        RecipeError: The shapes contradict the model, or are not known.
+        EngineError: The float model breaks a rule that forbids it, such as an operator that
+            TensorRT lacks.
+    """
+    found = profiles_of(recipe.tensorrt.shapes, loaded, data, log)
+    _lint(loaded.model.clone(), setting_of(flavour, recipe, device, found), Silent())
+    return found
+
+
+def setting_of(
+    flavour: Flavour, recipe: Recipe, device: str, profiles: Mapping[str, Profile]
+) -> Setting:
+    """Return what the lint checks for."""
+    version = 11 if flavour == RTX else tensorrt.major_version(recipe.tensorrt.version)
+    return Setting(flavour, version, _sms(device), profiles)
 
 
 @dataclass(frozen=True)
@@ -45,14 +114,13 @@ class EngineJob:
         Raises:
             QcompileError: It is not installed, or refuses the model.
         """
-        profiles = self._profiles()
-        found = self._lint("tensorrt-rtx", 11, profiles)
+        found = _lint(ir.load(self.on.model), self._setting(RTX), self.on.log)
         options = self.on.recipe.tensorrt
         request = rtx.RtxRequest(
             model=self.on.model,
             engine=self.on.model.with_name(ENGINE),
             sms=self._sms(),
-            profiles=profiles,
+            profiles=self.on.profiles,
             workspace_bytes=_bytes(options.workspace_mib),
             optimization_level=options.optimization_level,
             weight_streaming=options.weight_streaming,
@@ -80,10 +148,10 @@ class EngineJob:
         Raises:
             QcompileError: TensorRT refuses the model.
         """
-        version = tensorrt.major_version(self.on.recipe.tensorrt.version)
-        profiles = self._profiles()
-        found = self._lint("tensorrt", version, profiles)
-        self._write_files(version, profiles)
+        setting = self._setting("tensorrt")
+        version = setting.version
+        found = _lint(ir.load(self.on.model), setting, self.on.log)
+        self._write_files(version)
         kind = f"TensorRT {version} engine"
         if tensorrt.installed() is None or not tensorrt.has_gpu():
             missing = "no NVIDIA GPU" if tensorrt.installed() else "TensorRT is not installed"
@@ -118,34 +186,12 @@ class EngineJob:
         )
         return facts, judged
 
+    def _setting(self, flavour: Flavour) -> Setting:
+        on = self.on
+        return setting_of(flavour, on.recipe, on.device, on.profiles)
+
     def _sms(self) -> tuple[int, ...]:
-        return () if self.on.device == "any" else tuple(map(int, self.on.device.split(",")))
-
-    def _profiles(self) -> dict[str, Profile]:
-        return profiles_of(
-            self.on.recipe.tensorrt.shapes,
-            self.on.loaded,
-            self.on.data,
-            self.on.log,
-        )
-
-    def _lint(self, flavour: str, version: int, profiles: dict[str, Profile]) -> list[Finding]:
-        """Check the graph that was written; it must not break a rule that forbids it.
-
-        Raises:
-            EngineError: It does; names the node and the rule.
-        """
-        setting = Setting(flavour, version, self._sms(), profiles)  # type: ignore[arg-type]
-        found = check_model(ir.load(self.on.model), setting, self.on.log)
-        errors = [finding for finding in found if finding.severity is Severity.ERROR]
-        if errors:
-            first, more = errors[0], len(errors) - 1
-            others = f" (and {more} more: qcompile check lists them)" if more else ""
-            raise EngineError(
-                f"TensorRT would refuse the model: {first.where}: {first.what} "
-                f"({first.rule}){others}"
-            )
-        return found
+        return _sms(self.on.device)
 
     def _layers(self, kernels: tuple[Kernel, ...], found: list[Finding]) -> tuple[EngineLayer, ...]:
         """Return the weighted nodes, planned and obtained; those that were missed first."""
@@ -157,14 +203,14 @@ class EngineJob:
         rows = compare_types(model, _wanted(self.on.made.plan, model), got, by_place)
         return tuple(_row(row) for row in sorted(rows, key=lambda row: not row.is_miss))
 
-    def _write_files(self, version: int, profiles: dict[str, Profile]) -> None:
+    def _write_files(self, version: int) -> None:
         options = self.on.recipe.tensorrt
         request = EngineRequest(
             model=self.on.model.name,
             inputs=self.on.loaded.inputs,
             outputs=tuple(port.name for port in self.on.loaded.outputs),
             version=version,
-            profiles=profiles,
+            profiles=self.on.profiles,
             options=EngineOptions(
                 workspace_bytes=_bytes(options.workspace_mib),
                 optimization_level=options.optimization_level,
@@ -181,6 +227,27 @@ class EngineJob:
         write_engine_files(self.on.model.parent, request, samples, session.run, self.on.log)
 
 
+def _lint(model: ir.Model, setting: Setting, progress: Progress) -> list[Finding]:
+    """Check a graph; it must not break a rule that forbids it.
+
+    Raises:
+        EngineError: It does; names the node and the rule.
+    """
+    found = check_model(model, setting, progress)
+    errors = [finding for finding in found if finding.severity is Severity.ERROR]
+    if errors:
+        first, more = errors[0], len(errors) - 1
+        others = f" (and {more} more: qcompile check lists them)" if more else ""
+        raise EngineError(
+            f"TensorRT would refuse the model: {first.where}: {first.what} ({first.rule}){others}"
+        )
+    return found
+
+
+def _sms(device: str) -> tuple[int, ...]:
+    return () if device == ANY else tuple(map(int, device.split(",")))
+
+
 def _bytes(mib: int | None) -> int | None:
     return None if mib is None else mib << 20
 
@@ -190,16 +257,18 @@ def _capabilities(sms: tuple[int, ...]) -> str:
 
 
 def _wanted(plan: Plan, model: ir.Model) -> dict[str, str]:
-    """Return what each weighted node was planned in, in the words of ``runtime.obtained``."""
+    """Return what each weighted node was planned in, in the words of ``runtime.obtained``.
+
+    Nodes in float are of interest where the scheme is a half type, and else what was expected.
+    """
+    in_graph = graph_types(model, WEIGHTED)
     found: dict[str, str] = {}
-    for node in model.graph:
-        precision = plan.precision(node.name or "")
-        if node.op_type not in ("Conv", "MatMul", "Gemm"):
-            continue
+    for name, asked in in_graph.items():
+        precision = plan.precision(name)
         if precision in CALIBRATED:
-            found[node.name or ""] = precision
-        elif precision == "weight-only":
-            found[node.name or ""] = "int4 weights"
+            found[name] = precision
+        elif precision == "weight-only" or plan.scheme in FLOATS:
+            found[name] = asked  # codes of 3 bits are stored in 4
     return found
 
 

@@ -153,13 +153,10 @@ class W8A8:
         if self.recipe.scheme in CALIBRATED and inputs:
             passes = [InsertQdq(plan=plan, codes=codes, hand_on=False)]
         elif self.recipe.scheme in CALIBRATED:
-            passes = [
-                InsertQdq(plan=plan, codes=codes),
-                FoldStride(),
-                PadChannels(),
-                AverageCodes(),
-                FenceFloatNodes(),
-            ]
+            passes = [InsertQdq(plan=plan, codes=codes)]
+            if self.target.device_option == "--cpu":  # forms that x86 kernels are fast on
+                passes += [FoldStride(), PadChannels(), AverageCodes()]
+            passes.append(FenceFloatNodes())
         folder = dump_passes / "quantize" if dump_passes else None
         return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)
 

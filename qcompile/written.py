@@ -1,5 +1,6 @@
 """A rewritten model on disk, and all that is known of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from qcompile.frontend import Loaded
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
+from qcompile.targets.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Written:
         loaded: The float model.
         data: Samples.
         made: The rewritten graph and its plan.
+        profiles: Least, best and largest shape of inputs with dynamic axes, for TensorRT.
         log: Hears of steps and notices.
     """
 
@@ -30,4 +33,5 @@ class Written:
     loaded: Loaded
     data: Split
     made: Quantized
+    profiles: Mapping[str, Profile]
     log: StageLog

@@ -50,7 +50,7 @@ def test_no_file_and_no_options_are_the_defaults():
     [
         ("shceme = 'int8'", "shceme: Extra inputs are not permitted"),
         ("[calibration]\nmethods = 'mse'", "calibration.methods: Extra inputs"),
-        ("scheme = 'int4'", "scheme: Input should be 'int8', 'int8-dynamic' or 'weight-only'"),
+        ("scheme = 'int4'", "scheme: Input should be 'int8', 'int8-dynamic', 'weight-only', 'fp8'"),
         ("cpu = 'pentium'", "cpu: Input should be"),
         ("exclude = 3", "exclude: Input should be"),
         ("exclude = [3]", "exclude.0: Input should be a valid string"),

@@ -67,7 +67,7 @@ class Lab:
         folder.mkdir(exist_ok=True)
         log = StageLog()
         target = target_named(recipe.target)
-        scheme = WeightOnly(found, data, recipe, target, "vnni", None, log, folder)
+        scheme = WeightOnly(found, data, recipe, target, "vnni", None, None, log, folder)
         made = scheme.quantize(None)
         write_engine(made.model, folder / "model.onnx")
         return Built(found, data, made, SolvedStore(folder / "weights"), folder / "model.onnx")

@@ -1,11 +1,11 @@
-"""``qcompile check``: what TensorRT would refuse, run in float, or compute differently."""
+"""``qcompile check``: what a GPU's runtime would refuse, run in float, or compute differently."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qcompile.cli.options import TARGET, Debug, Json, Quiet, Sm, TrtVersion, numbers
+from qcompile.cli.options import TARGET, Debug, Ep, Json, Quiet, Sm, TrtVersion, numbers
 from qcompile.cli.screen import Screen
 from qcompile.report.console_check import render_check
 
@@ -21,6 +21,8 @@ Examples:
   qcompile check model.onnx --shapes input:1x3x32x32,8x3x32x32,64x3x32x32
 
   qcompile check build_engine.sh --trt-version 11
+
+  qcompile check model.onnx --target ort-cuda
 """
 
 ERRORS_FOUND = 1
@@ -36,12 +38,16 @@ def check(
             show_default=False,
         ),
     ],
+    *,
     target: Annotated[
         str,
-        typer.Option(metavar="NAME", help="tensorrt or tensorrt-rtx.", rich_help_panel=TARGET),
+        typer.Option(
+            metavar="NAME", help="tensorrt, tensorrt-rtx or ort-cuda.", rich_help_panel=TARGET
+        ),
     ] = "tensorrt",
     trt_version: TrtVersion = None,
     sm: Sm = None,
+    ep: Ep = None,
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -55,9 +61,9 @@ def check(
     as_json: Json = False,
     _debug: Debug = False,
 ) -> None:
-    """Check a model as it is against the rules of TensorRT's parser and builder.
+    """Check a model as it is against the rules of TensorRT, or of ONNX Runtime's CUDA provider.
 
-    Needs neither TensorRT nor a GPU. Each finding names its rule, its node, and what to do.
+    Needs neither of them, nor a GPU. Each finding names its rule, its node, and what to do.
     """
     from qcompile import checking
 
@@ -69,6 +75,7 @@ def check(
             version=trt_version,
             sms=numbers("--sm", sm) or (),
             shapes=shapes,
+            ep=ep,
             progress=progress,
         )
     screen.answer(result, render_check)

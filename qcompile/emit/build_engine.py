@@ -33,12 +33,19 @@ except ImportError as error:
 if TYPE_CHECKING:
     import qcompile.emit.engine_figures as figures
     import qcompile.emit.run_engine as running
-    from qcompile.emit.engine_request import FORMAT, Refused, fitting, node_errors, read_request
+    from qcompile.emit.engine_request import (
+        FORMAT,
+        Refused,
+        fitting,
+        node_errors,
+        read_request,
+        read_samples,
+    )
 else:
     sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
     import engine_figures as figures
     import run_engine as running
-    from engine_request import FORMAT, Refused, fitting, node_errors, read_request
+    from engine_request import FORMAT, Refused, fitting, node_errors, read_request, read_samples
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
 RESULT, LAYERS, CACHE = "result.json", "layers.json", "timing.cache"
@@ -317,7 +324,7 @@ def prove(
     if request["samples"] and missing:
         raise Refused(f"samples and model do not belong together: {min(missing)!r}")
     outputs = [figures.Output(name) for name in request["outputs"]]
-    for feeds, expected in running.read_samples(folder / "samples.npz", request):
+    for feeds, expected in read_samples(folder / "samples.npz", request):
         session.prepare(feeds)
         session.execute()
         found = session.results()

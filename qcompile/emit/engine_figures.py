@@ -192,7 +192,8 @@ def judged(gates: dict[str, float], outputs: list[Output]) -> list[dict[str, Any
     """
     results = []
     if "min_sqnr" in gates:
-        worst = min((o.figures() for o in outputs if not o.elements), key=_decibels, default=None)
+        floats = (o for o in outputs if not o.elements and (o.real or o.mismatched))
+        worst = min((o.figures() for o in floats), key=_decibels, default=None)
         results.append(_sqnr_gate(gates["min_sqnr"], worst))
     if "min_agreement" in gates:
         shares = [agreement for output in outputs for agreement in output.agreements()]
@@ -292,17 +293,23 @@ def _type(said: str) -> str:
 
 
 def told(samples: int, result: dict[str, Any]) -> str:
-    """Return the lines for the terminal."""
+    """Return the lines for the terminal, with the layers of the engine first."""
     read = [sorted({tensor["dtype"] for tensor in layer["inputs"]}) for layer in result["layers"]]
     kinds = Counter("/".join(types) or "nothing" for types in read)
     counts = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-    lines = [f"layers by the types they read: {counts or 'none are told'}"]
+    layers = f"layers by the types they read: {counts or 'none are told'}"
+    return f"{layers}\n{told_figures(samples, result)}"
+
+
+def told_figures(samples: int, result: dict[str, Any]) -> str:
+    """Return the lines on outputs, time and gates."""
+    lines = []
     if samples:
         rows = [["output", "SQNR dB", "cosine", "max error", "note"]]
         for each in result["outputs"]:
             sizes = [_shown(each[key], 6) for key in ("cosine", "max_abs_error")]
             rows.append([each["name"], _shown(each["sqnr_db"], 2), *sizes, each["note"]])
-        lines += [f"{samples} samples against the float model:", *_table(rows)]
+        lines = [f"{samples} samples against the float model:", *_table(rows)]
         for each in result["agreements"]:
             share = f"{each['share']:.4f} of {each['count']} decisions agree"
             lines.append(f"top-1 of {each['output']!r}: {share}")

@@ -1,14 +1,18 @@
 """What a bundle asks TensorRT to build, ``build.json``, and how a refusal is told.
 
-Travels in the bundle beside ``build_engine.py``; standard library alone.
+Travels in the bundle beside ``build_engine.py``; needs numpy alone.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 FORMAT = 1
 """Of ``build.json`` and ``result.json``."""
@@ -67,6 +71,24 @@ def read_request(path: Path) -> dict[str, Any]:
     if Path(request["model"]).name != request["model"]:
         raise Refused(f"{path}: the model must be in the folder itself, not {request['model']!r}")
     return request
+
+
+def read_samples(
+    path: Path, request: dict[str, Any]
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Yield inputs and the float model's outputs of each sample, by name.
+
+    Raises:
+        Refused: The file is damaged or does not belong to ``build.json``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for sample in range(request["samples"]):
+                feeds = {n: archive[f"{sample}.input.{i}"] for i, n in enumerate(request["inputs"])}
+                outputs = enumerate(request["outputs"])
+                yield feeds, {n: archive[f"{sample}.output.{i}"] for i, n in outputs}
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise Refused(f"{path}: {error}; copy the bundle again") from error
 
 
 def node_errors(messages: list[str]) -> list[dict[str, str]]:

@@ -89,6 +89,11 @@ def write_ort(model: Path, folder: Path, style: Style) -> OrtFiles:
     return OrtFiles(model_file, operators, types, dict(found))
 
 
+def computes_in_halves(model: ir.Model) -> bool:
+    """Say whether any value of a model is in half precision."""
+    return any(_is_half(value) for value in _values(model))
+
+
 def _loaded(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
@@ -176,7 +181,7 @@ def _check_casts(source: ir.Model, found: Counter[str], name: str) -> None:
     """
     there = sum(node.op_type == "Cast" and not node.domain for node in source.graph.all_nodes())
     added = found["ai.onnx::Cast"] - there
-    if added > 0 and any(_is_half(value) for value in _values(source)):
+    if added > 0 and computes_in_halves(source):
         raise EngineError(
             f"{name}: onnxruntime's converter puts {added} casts to float32 around its float16 "
             "nodes, for it has no float16 kernels on this CPU; ship the ONNX file for the full "

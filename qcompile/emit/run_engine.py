@@ -12,8 +12,6 @@ import math
 import statistics
 import sys
 import time
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -309,21 +307,3 @@ def _refit(engine: trt.ICudaEngine, model: Path, log: trt.ILogger) -> None:
     if not parser.refit_from_file(str(model)) or not refitter.refit_cuda_engine():
         missing = ", ".join(refitter.get_missing_weights()[:3])
         raise Refused(f"TensorRT cannot give the weights back; missing: {missing or '?'}")
-
-
-def read_samples(
-    path: Path, request: dict[str, Any]
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Yield inputs and the float model's outputs of each sample, by name.
-
-    Raises:
-        Refused: The file is damaged or does not belong to ``build.json``.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for sample in range(request["samples"]):
-                feeds = {n: archive[f"{sample}.input.{i}"] for i, n in enumerate(request["inputs"])}
-                outputs = enumerate(request["outputs"])
-                yield feeds, {n: archive[f"{sample}.output.{i}"] for i, n in outputs}
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
-        raise Refused(f"{path}: {error}; copy the bundle again") from error

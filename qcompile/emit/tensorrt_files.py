@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def write_engine_files(
         script = folder / "build_engine.sh"
         script.write_text(trtexec_script(request), "utf-8")
         script.chmod(0o755)
-        count = _write_samples(folder / "samples.npz", request, samples, reference, progress)
+        count = write_samples(folder / "samples.npz", request, samples, reference, progress)
         (folder / "build.json").write_text(_description(request, count), "utf-8")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
@@ -224,10 +224,31 @@ def _crossed(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _write_samples(
-    path: Path, request: EngineRequest, samples: Samples, reference: Runner, progress: Progress
+class Ports(Protocol):
+    """What of a request samples are written for."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The model's inputs."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of its outputs."""
+
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """Shapes that the engine takes, of the inputs that have a profile."""
+
+
+def write_samples(
+    path: Path, request: Ports, samples: Samples, reference: Runner, progress: Progress
 ) -> int:
-    """Write as many samples as fit; return how many."""
+    """Write as many samples as fit, with the float model's outputs; return how many.
+
+    Raises:
+        DataError: A sample cannot be read.
+        OSError: The disk refuses.
+    """
     count = size = outside = 0
     large = False
     with zipfile.ZipFile(path, "w") as archive:
@@ -257,7 +278,7 @@ def _write_samples(
 
 
 def _arrays(
-    index: int, request: EngineRequest, feeds: Feeds, outputs: Mapping[str, Array]
+    index: int, request: Ports, feeds: Feeds, outputs: Mapping[str, Array]
 ) -> Iterator[tuple[str, Array]]:
     """Yield the arrays of a sample under the names by which ``run_engine.py`` finds them."""
     for number, port in enumerate(request.inputs):

@@ -108,7 +108,8 @@ def code_dtype(name: str) -> np.dtype[np.generic]:
 def rounded_scales(scales: Floats, dtype: str) -> Floats:
     """Return positive scales rounded to the numbers of a type, as float32; none becomes 0.
 
-    A scale below the type's least precise one that still has 8 digits takes that one.
+    A scale below the type's least one that still has 8 digits takes that one. A scale beyond its
+    largest number stays as it is: what it belongs to has to stay in float32.
 
     Args:
         scales: Any shape.
@@ -118,7 +119,9 @@ def rounded_scales(scales: Floats, dtype: str) -> Floats:
         return scales.astype(np.float32)
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     least = 2.0**-17 if dtype == "float16" else TINY
-    return np.maximum(scales, least).astype(kind).astype(np.float32)
+    with np.errstate(over="ignore"):
+        rounded = np.maximum(scales, least).astype(kind).astype(np.float32)
+    return np.where(np.isfinite(rounded), rounded, scales.astype(np.float32))
 
 
 def dequantize(codes: Codes, scale: Floats, zero_point: Codes, axis: int | None) -> Floats:

@@ -11,7 +11,7 @@ the value of largest magnitude may use it whichever its sign.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,8 @@ class WeightFormat:
         group_size: Columns that share a scale; 0: the whole row.
         symmetric: The zero point is ``middle`` everywhere.
         scale_type: ``float32`` or ``float16``; scales are rounded to it before weights are.
-        signed: Scales of symmetric grids may be negative; those of others never are.
+        signed: Scales of symmetric grids may be negative; those of others never are. It says how
+            scales are found: formats that differ in it alone store the same things.
 
     Raises:
         RecipeError: For a format that does not exist.
@@ -51,7 +52,7 @@ class WeightFormat:
     group_size: int
     symmetric: bool = True
     scale_type: str = "float32"
-    signed: bool = True
+    signed: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.bits not in BITS:

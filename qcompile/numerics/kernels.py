@@ -25,7 +25,7 @@ class Search(NamedTuple):
         size: Columns of a group.
         high: Largest code.
         symmetric: The zero point is the middle code.
-        positive: Scales are.
+        positive: Scales are: of steps that are not, the magnitude is tried.
         digits: Binary digits of a scale.
         least: Least positive number of the scale's type; no scale is nearer to 0.
     """
@@ -75,8 +75,8 @@ def find_grids(
             best = math.inf
             for step in steps:
                 scale = _representable(unit * step, search.digits, search.least)
-                if search.positive and scale < 0.0:
-                    continue
+                if search.positive:
+                    scale = abs(scale)
                 zero = middle
                 if not search.symmetric:
                     zero = int(min(max(np.rint(-low * step * high / scale), 0.0), float(high)))

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from qcompile.targets.providers import Codes, Demand, Provider
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 SIZES = "sizes that are not fixed"
+
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 _CLOSE = 1e-4
 """How near a scale must be to the one demanded: XNNPACK's own tolerance."""
@@ -236,5 +239,6 @@ def shipped_operators(name: str) -> Mapping[str, str]:
         _, operator, note, *_ = [*line.split("|"), "", "", ""]
         domain, _, op = operator.strip().rpartition(":" if ":" in operator else ".")
         if domain and op:
-            found[f"{domain}:{op}".lower()] = " ".join(note.replace("<br/>", " ").split())
+            plain = _LINK.sub(r"\1", note.replace("<br/>", " "))
+            found[f"{domain}:{op}".lower()] = " ".join(plain.split())
     return found

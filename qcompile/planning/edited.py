@@ -129,7 +129,9 @@ def _bad_form(value: ir.Value, tensor: TensorPlan, readers: list[Reader], types:
         return problem or _differs(tensor, types.activation) or _not_single(tensor)
     if tensor.kind == "bias":
         return _differs(tensor, "int32") or _bad_length(value, tensor, 0)
-    weighs = [(n, rule) for n, index, rule in readers if index == rule.weight and not rule.per_tensor]
+    weighs = [
+        (n, rule) for n, index, rule in readers if index == rule.weight and not rule.per_tensor
+    ]
     if not weighs:
         return (_differs(tensor, types.activation) or _not_single(tensor)) if readers else ""
     if any(tensor.zero_point):

@@ -189,7 +189,10 @@ def _notes(
     if inner:
         yield f"{inner} nodes inside If, Loop or Scan are not looked at"
     if waiting := sum(SIZES in reason for reason in reasons.values()):
-        yield f"{waiting} units stay on the CPU for {SIZES}: fix those of the model's inputs"
+        yield (
+            f"{SIZES} keep {waiting} of {len(units)} units on the CPU: fix those of the inputs "
+            "(onnxruntime.tools.make_dynamic_shape_fixed)"
+        )
     if provider.note:
         yield provider.note
     if provider.shipped:

@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from qcompile.graph.walk import consumers, is_constant, is_op, only_consumer, subgraphs
+from qcompile.graph.walk import is_constant, is_op, only_consumer, subgraphs
 from qcompile.plan import NodePlan
 from qcompile.planning.forms import channel_axis, is_float, node_name, unsupported, value_name
 from qcompile.planning.select import Selection, add_subgraph, no_candidate
-from qcompile.planning.small import is_small
+from qcompile.planning.small import small_kind
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.targets.target import OperatorRule, Placement, Role, Target
 
-MOVING = (
-    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"),
+WHOLE = (
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
     *("DepthToSpace", "SpaceToDepth"),
 )
-"""Operators that a rounding moves across."""
+"""Operators that a rounding moves across, and that keep all numbers: the range stays the same."""
+
+ATTENTION = "both inputs are activations: attention has one fused kernel, in half precision"
+NO_SUM = "no convolution on codes alone makes an input of it: it is computed between kernels"
 
 
 def select_inputs(model: ir.Model, target: Target, scheme: str, wishes: Wishes) -> Selection:
@@ -44,8 +47,9 @@ def select_inputs(model: ir.Model, target: Target, scheme: str, wishes: Wishes) 
         rule = rules.get(node.op_type) if not node.domain else None
         reason = _why_float(node, rule, target, scheme, wishes)
         if not reason and rule is not None:
+            reason = _own_axis(node, rule, weights)
+        if not reason:
             weighted.add(node)
-            weights[value_name(node.inputs[1])] = channel_axis(node, rule)
             rounded.add(value_name(node.inputs[0]))
         nodes[node_name(node)] = _entry(node, scheme, reason, Role.WEIGHTED)
         for graph in subgraphs(node):
@@ -63,17 +67,25 @@ def select_inputs(model: ir.Model, target: Target, scheme: str, wishes: Wishes) 
 def _why_float(
     node: ir.Node, rule: OperatorRule | None, target: Target, scheme: str, wishes: Wishes
 ) -> str:
-    if rule is None or rule.role is not Role.WEIGHTED:
+    if rule is None:
         known = no_candidate(node) or target.costs.get(node.op_type if not node.domain else "", "")
         return known or f"{target.name} has no {scheme} kernel for {node.op_type}"
+    if rule.role is not Role.WEIGHTED:
+        return no_candidate(node) or wishes.reason(node) or NO_SUM
+    if node.op_type == "MatMul" and not any(map(is_constant, node.inputs)):
+        return ATTENTION
     reason = unsupported(node, rule)
     if not reason and value_name(node.inputs[0]) in wishes.tensors:
         reason = f"{value_name(node.inputs[0])} holds infinite values: no grid covers them"
-    reason = reason or wishes.reason(node)
-    if not reason and is_small(node, scheme):
-        kind = "convolution" if node.op_type == "Conv" else "product"
-        reason = target.small.get(kind, "")
-    return reason
+    return reason or wishes.reason(node) or target.small.get(small_kind(node, scheme), "")
+
+
+def _own_axis(node: ir.Node, rule: OperatorRule, weights: dict[str, int | None]) -> str:
+    """Note the axis of a node's weight; return why it cannot be, where another has its own."""
+    axis = channel_axis(node, rule)
+    if weights.setdefault(value_name(node.inputs[1]), axis) == axis:
+        return ""
+    return "another node reads the same weight along its other axis: codes have scales along one"
 
 
 def _entry(node: ir.Node, scheme: str, reason: str, role: Role) -> NodePlan:
@@ -126,29 +138,21 @@ def _same_shape(values: list[ir.Value]) -> bool:
 def _tied(graph: ir.Graph, rounded: set[str]) -> dict[str, str]:
     """Return the rounded values that take the grid of what a Concat makes of them."""
     tied: dict[str, str] = {}
+    becomes: dict[ir.Value, str] = {}
     for node in reversed(list(graph)):
-        if not is_op(node, "Concat"):
+        if not is_op(node, *WHOLE, "Concat"):
             continue
-        root = _rounded_behind(node.outputs[0], rounded)
+        result = node.outputs[0]
+        root = value_name(result) if value_name(result) in rounded else becomes.get(result)
         if root is None:
             continue
-        for value in node.inputs:
-            name = _rounded_before(value, rounded)
-            if name and name not in tied and name != root:
-                tied[name] = tied.get(root, root)
+        branches = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+        for value in (v for v in branches if v is not None):
+            becomes.setdefault(value, root)
+            name = _rounded_before(value, rounded) if node.op_type == "Concat" else ""
+            if name and name != root:
+                tied.setdefault(name, tied.get(root, root))
     return tied
-
-
-def _rounded_behind(value: ir.Value, rounded: set[str]) -> str | None:
-    """Return the rounded value that a Concat's result is, or is moved to."""
-    if value_name(value) in rounded:
-        return value_name(value)
-    for reader, _ in consumers(value):
-        if is_op(reader, *MOVING, "Concat"):
-            found = _rounded_behind(reader.outputs[0], rounded)
-            if found is not None:
-                return found
-    return None
 
 
 def _rounded_before(value: ir.Value | None, rounded: set[str]) -> str:
@@ -157,7 +161,7 @@ def _rounded_before(value: ir.Value | None, rounded: set[str]) -> str:
         if value_name(value) in rounded:
             return value_name(value)
         node = value.producer()
-        if not is_op(node, *MOVING):
+        if not is_op(node, *WHOLE):
             return ""
         value = node.inputs[0]
     return ""

@@ -16,27 +16,37 @@ LARGEST_FP8 = 32
 """Largest window of an FP8 convolution."""
 
 
-def is_small(node: ir.Node, scheme: str) -> bool:
-    """Say whether a Conv, MatMul or Gemm with constant weights is better left in float.
+LEAST_WINDOW = 3
+"""Least window of an int8 kernel of a grouped convolution."""
+
+
+def small_kind(node: ir.Node, scheme: str) -> str:
+    """Say what makes a Conv, MatMul or Gemm with constant weights better left in float.
 
     The limits are those of NVIDIA's own quantizer: facts of its TensorRT kernels.
 
     Args:
         node: Its weight has a shape.
         scheme: int8 or fp8.
+
+    Returns:
+        channels, groups, fp8 convolution, columns, row; or nothing where codes pay.
     """
     weight = node.inputs[1]
     if weight is None or weight.shape is None:
-        return False
+        return ""
     shape = [int(d) for d in weight.shape if isinstance(d, int)]
     if node.op_type != "Conv":
-        return min(shape[:2], default=0) < FEW or _is_vector(node)
+        few = min(shape[:2], default=0) < FEW
+        return "columns" if few else "row" if _is_vector(node) else ""
+    dense = convolution_kind(node) == "dense"
     if scheme == "fp8":
-        large = shape[0] > FEW and shape[1] > FEW and math.prod(shape[2:]) <= LARGEST_FP8
-        return not large or convolution_kind(node) != "dense"
-    if convolution_kind(node) != "dense":
-        return shape[0] % MULTIPLE != 0 or any(size < 3 for size in shape[2:])
-    return _few_channels(node, shape[0], shape[1], shape[2:])
+        large = min(shape[:2]) > FEW and math.prod(shape[2:]) <= LARGEST_FP8
+        return "" if dense and large else "fp8 convolution"
+    if dense:
+        return "channels" if _few_channels(node, shape[0], shape[1], shape[2:]) else ""
+    ragged = shape[0] % MULTIPLE != 0 or any(size < LEAST_WINDOW for size in shape[2:])
+    return "groups" if ragged else ""
 
 
 def _few_channels(node: ir.Node, outputs: int, inputs: int, window: list[int]) -> bool:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qcompile.errors import PlanError, RecipeError
 from qcompile.graph.walk import all_nodes, is_constant
 from qcompile.numerics.groups import Floats
-from qcompile.plan import NodePlan, Plan, Precision
+from qcompile.plan import FLOATS, NodePlan, Plan, Precision
 from qcompile.planning.forms import node_name, value_name
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.recipe import Algorithm, Weights
@@ -123,9 +123,11 @@ def select_weights(
             options = asked.get(value_name(node.inputs[1]), weights)
             layer = _layer(node, options, few, scale_type)
             known = layers.setdefault(layer.weight, layer)
-            if few.whole_groups and layer.columns % layer.options.group_size:
-                size = layer.options.group_size
-                reason = f"each output sums {layer.columns} weights, no multiple of {size}"
+            partial = _partial(layer) if few.whole_groups else ""
+            if partial:
+                reason = partial
+                if edited:
+                    _edited_reason(edited, node, reason)
             elif known.by_rows == layer.by_rows:
                 stored = few.widths[layer.options.bits].stored
                 precision, reason = "weight-only", f"constant weights, stored in {stored} bits"
@@ -134,6 +136,15 @@ def select_weights(
         nodes[node_name(node)] = NodePlan(op=node.op_type, precision=precision, reason=reason)
     read = {n for n, plan in nodes.items() if plan.precision == "weight-only"}
     return WeightSelection(nodes, [x for x in layers.values() if node_name(x.node) in read])
+
+
+def _partial(layer: Layer) -> str:
+    """Return why kernels that read several whole groups cannot read a layer, or nothing."""
+    size, columns = layer.options.group_size, layer.columns
+    if columns % size:
+        return f"each output sums {columns} weights, no multiple of {size}"
+    alone = f"each output sums {columns} weights, one group: no kernel reads a single one"
+    return alone if columns == size else ""
 
 
 def layer_nodes(model: ir.Model, selection: WeightSelection) -> Iterator[ir.Node]:
@@ -150,8 +161,10 @@ def _edited_reason(plan: Plan, node: ir.Node, refusal: str) -> str:
         PlanError: It does not, but the node has to be.
     """
     entry = plan.nodes.get(node_name(node))
-    if entry is None or entry.precision == "float":
-        return refusal or (entry.reason if entry else "not in the plan")
+    if entry is None:
+        return refusal or "not in the plan"
+    if entry.precision in FLOATS:
+        return refusal or entry.reason or "the plan says so"
     if refusal:
         raise PlanError(f"--plan: node {node_name(node)} has to stay in float: {refusal}")
     return ""

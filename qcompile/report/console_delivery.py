@@ -6,8 +6,7 @@ from rich.console import Group, RenderableType
 
 from qcompile.report import text
 from qcompile.report.grid import lines, table
-from qcompile.report.schema import Delivery, EngineLayer
-from qcompile.report.wrapped import Wrapped
+from qcompile.report.schema import Counts, Delivery, EngineLayer
 
 ROWS = 8
 
@@ -17,11 +16,12 @@ def delivery_lines(delivery: Delivery | None) -> RenderableType | None:
     if delivery is None:
         return None
     parts: list[RenderableType | None] = [
-        lines(_state(delivery), _layers(delivery.layers), _placed(delivery), _loads(delivery)),
+        lines(_state(delivery), _layers(delivery.layers), _placed(delivery)),
         _missed(delivery.layers),
+        _fallen(delivery.fallen),
         _findings(delivery),
     ]
-    parts += [Wrapped(note) for note in delivery.notes]
+    parts.append(lines(*delivery.notes))
     return Group(*(part for part in parts if part is not None))
 
 
@@ -63,10 +63,13 @@ def _findings(delivery: Delivery) -> RenderableType | None:
 def _placed(delivery: Delivery) -> str:
     if not delivery.placed:
         return ""
-    fallen = f"; to the CPU: {text.listed(delivery.fallen)}" if delivery.fallen else ""
-    return f"predicted placement: {text.listed(delivery.placed)}{fallen}"
+    return f"predicted placement, no device was asked: {text.listed(delivery.placed)}"
 
 
-def _loads(delivery: Delivery) -> str:
-    loads = [f"{name} {text.milliseconds(ms)}" for name, ms in delivery.loads_ms.items()]
-    return f"cold start: {', '.join(loads)}" if loads else ""
+def _fallen(reasons: Counts) -> RenderableType | None:
+    if not reasons:
+        return None
+    order = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(str(count), why) for why, count in order[:ROWS]]
+    more = f" ({len(order)} reasons in all)" if len(order) > ROWS else ""
+    return table(("nodes", f"stay on the CPU, since{more}"), rows, left=1)

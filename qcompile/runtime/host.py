@@ -11,6 +11,7 @@ from pathlib import Path
 from qcompile.recipe import Cpu
 
 _CPUINFO = Path("/proc/cpuinfo")
+_AHEAD = "builds ahead of time, needs no device"
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,38 @@ def runtimes() -> list[RuntimeInfo]:
     return [
         *onnxruntime,
         _runtime("tensorrt", "tensorrt", "qcompile[tensorrt]", devices=gpus, needs_gpu=True),
+        _runtime(
+            "tensorrt_rtx_cu13_libs",
+            "tensorrt_rtx_bindings",
+            "qcompile[tensorrt-rtx]",
+            devices=(_AHEAD,),
+        ),
         _runtime("torch", "torch", "qcompile[torch]", devices=(*cpu, *gpus)),
     ]
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return the NVIDIA GPUs that the driver lists, by name and memory; empty without a driver."""
+    """Return the NVIDIA GPUs that the driver lists; empty without a driver.
+
+    Each by name, memory and compute capability; drivers from before 2021 do not tell the last.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    with_capability = _listed(tool, "name,memory.total,compute_cap")
+    if with_capability is None:
+        return _listed(tool, "name,memory.total") or ()
+    parts = [line.rpartition(", ") for line in with_capability]
+    return tuple(f"{name}, compute capability {capability}" for name, _, capability in parts)
+
+
+def _listed(tool: str, fields: str) -> tuple[str, ...] | None:
+    """Return the driver's answer, a line a GPU; None where it refuses."""
+    query = [tool, f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return ()
+        return None
     return tuple(line.strip() for line in listed.stdout.splitlines() if line.strip())
 
 

@@ -1,7 +1,7 @@
 """ONNX Runtime: load a model, run it, and see which kernels it really got.
 
-All sessions name the CPU provider, so that the plain and the GPU wheel behave alike. ONNX Runtime
-logs nothing by itself here; what it has to say becomes the text of an ``EngineError``.
+All sessions name a provider, the CPU's by default: the plain and the GPU wheel behave alike. ONNX
+Runtime logs nothing by itself here; what it has to say becomes the text of an ``EngineError``.
 """
 
 import importlib
@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import EngineError, RuntimeMissingError
+from qcompile.runtime.provider import CPU, Provider
 from qcompile.samples import Array, Feeds, Port
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ EMBEDDED_BYTES = 1 << 30
 """Weights up to this size go to ONNX Runtime in memory; a protobuf message ends at 2 GiB."""
 
 _SILENT = 4
-_PROVIDERS = ["CPUExecutionProvider"]
 _REPLAY = "session.enable_saved_runtime_optimizations"
+_KEEP_INT8 = "session.qdqisint8allowed"
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(
     r"/\S+\.(?:h|hpp|cc|cpp):\d+ .*?\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)(?: const)?(?: |$)"
@@ -49,7 +50,7 @@ class Session:
             from an unknown rank: both have shape None here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (a model is run in many ways)
         self,
         model: Path | ir.Model,
         *,
@@ -59,6 +60,7 @@ class Session:
         lean: bool = False,
         arrays: Mapping[str, Array] | None = None,
         replay: bool = False,
+        provider: Provider = CPU,
     ) -> None:
         """Load the model.
 
@@ -75,15 +77,17 @@ class Session:
                 a copy. The files that the weights name are not looked for.
             replay: Apply the rewrites that an ORT-format file of style Runtime has saved; for files
                 that qcompile wrote, since ONNX Runtime does not check them.
+            provider: Who runs it.
 
         Raises:
             RuntimeMissingError: onnxruntime is not installed.
-            EngineError: ONNX Runtime refuses the model; names an operator that it does not know.
+            EngineError: ONNX Runtime refuses the model; names an operator that it does not know. Or
+                it has no such provider, or cannot load it.
         """
         options = _options(threads=threads, spinning=spinning)
         level = _onnxruntime().GraphOptimizationLevel
         options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+            level.ORT_ENABLE_ALL if optimize and provider.rewrites else level.ORT_DISABLE_ALL
         )
         if not optimize:
             # Reductions run right behind what they reduce, and buffers are freed at once: less
@@ -102,7 +106,9 @@ class Session:
             values = [of_numpy(array) for array in self._arrays.values()]
             options.add_external_initializers(list(self._arrays), values)
         self.name = _name(model)
-        self._session = _loaded(model, options)
+        for key, entry in provider.entries.items():
+            options.add_session_config_entry(key, entry)
+        self._session = _loaded(model, options, provider)
         self._quiet = _onnxruntime().RunOptions()
         self._quiet.log_severity_level = _SILENT
         self.inputs = tuple(_port(arg, self.name) for arg in self._session.get_inputs())
@@ -113,7 +119,7 @@ class Session:
         """Run the model once.
 
         Args:
-            feeds: One array for each input, with the input's dtype.
+            feeds: One array for each input, with the input's dtype; float32 is rounded to float16.
             names: The outputs to return; None for all.
 
         Returns:
@@ -123,12 +129,20 @@ class Session:
             EngineError: An input is missing, unknown or of another dtype, or a node fails.
         """
         wanted = [port.name for port in self.outputs] if names is None else list(names)
+        feeds = {name: self._halved(name, array) for name, array in feeds.items()}
         self._check(feeds)
         try:
-            arrays = self._session.run(wanted, dict(feeds), self._quiet)
+            arrays = self._session.run(wanted, feeds, self._quiet)
         except Exception as error:
             raise EngineError(f"{self.name}: {sentence(error)}") from error
         return dict(zip(wanted, (np.asarray(array) for array in arrays), strict=True))
+
+    def _halved(self, name: str, array: Array) -> Array:
+        """Return an array of a float32 model as an engine with inputs in float16 wants it."""
+        if self._dtypes.get(name) != np.float16 or array.dtype != np.float32:
+            return array
+        with np.errstate(over="ignore"):
+            return array.astype(np.float16)
 
     def _check(self, feeds: Feeds) -> None:
         if feeds.keys() != self._dtypes.keys():
@@ -160,19 +174,22 @@ class Kernel:
     outputs: tuple[str, ...]
 
 
-def kernel_nodes(model: Path | ir.Model, *, replay: bool = False) -> tuple[Kernel, ...]:
+def kernel_nodes(
+    model: Path | ir.Model, *, replay: bool = False, provider: Provider = CPU
+) -> tuple[Kernel, ...]:
     """Return the nodes that ONNX Runtime runs for a model on this host, subgraphs included.
 
     Args:
         model: A file (ONNX or ORT format) or a graph.
         replay: As in ``Session``.
+        provider: Has the entries of the session.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the model.
     """
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
-        graph = optimized_model(model, Path(folder), replay=replay).graph
+        graph = optimized_model(model, Path(folder), replay=replay, provider=provider).graph
         return tuple(
             Kernel(
                 name=_LAYOUT_SUFFIX.sub("", node.name or ""),
@@ -193,20 +210,23 @@ def kernels(model: Path | ir.Model) -> Counter[str]:
     return Counter(kernel.op for kernel in kernel_nodes(model))
 
 
-def optimized_model(model: Path | ir.Model, folder: Path, *, replay: bool = False) -> ir.Model:
+def optimized_model(
+    model: Path | ir.Model, folder: Path, *, replay: bool = False, provider: Provider = CPU
+) -> ir.Model:
     """Return the graph as ONNX Runtime runs it on this host.
 
     Args:
         model: A file or a graph.
         folder: Where the graph is written; its weights stay there, so it must outlive the result.
         replay: As in ``Session``.
+        provider: Has the entries of the session.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
         EngineError: ONNX Runtime refuses the model.
     """
     out = folder / "optimized.onnx"
-    save_optimized(model, out, embedded_bytes=0, replay=replay)
+    save_optimized(model, out, embedded_bytes=0, replay=replay, provider=provider)
     return ir.load(out)
 
 
@@ -216,6 +236,7 @@ def save_optimized(
     *,
     embedded_bytes: int = EMBEDDED_BYTES,
     replay: bool = False,
+    provider: Provider = CPU,
 ) -> None:
     """Write the model as ONNX Runtime optimizes it for this host's instruction set.
 
@@ -224,6 +245,7 @@ def save_optimized(
         out: The file to write.
         embedded_bytes: Weights beyond this size go to ``<out>.data`` beside the file.
         replay: As in ``Session``.
+        provider: Has the entries of the session.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
@@ -234,11 +256,43 @@ def save_optimized(
     options.optimized_model_filepath = str(out)
     if replay:
         options.add_session_config_entry(_REPLAY, "1")
+    for key, entry in provider.entries.items():
+        options.add_session_config_entry(key, entry)
     if _weight_bytes(model) > embedded_bytes:
         entry = "session.optimized_model_external_initializers_"
         options.add_session_config_entry(f"{entry}file_name", f"{out.name}.data")
         options.add_session_config_entry(f"{entry}min_size_in_bytes", "1024")
     _loaded(model, options)
+
+
+def replays(model: Path) -> bool:
+    """Say whether ``Session`` can be told to ``replay`` what an ORT-format file has saved.
+
+    ONNX Runtime 1.31 saves the rewrite of a MatMul on codes, and then cannot apply it.
+
+    Raises:
+        RuntimeMissingError: onnxruntime is not installed.
+    """
+    if model.suffix != ".ort":
+        return False
+    try:
+        Session(model, replay=True)
+    except EngineError:
+        return False
+    return True
+
+
+def as_on_arm(model: Path) -> Provider:
+    """Return the CPU provider such that this machine runs a model for ARM as an ARM CPU would.
+
+    Int8 activations stay int8: on x86, ONNX Runtime makes uint8 of them, which is faster there, and
+    of a Slice between Q and DQ it makes a graph that it then refuses (1.31). What an ORT-format
+    file has saved is applied. On ARM itself, the former changes nothing.
+    """
+    entries = {_KEEP_INT8: "1"}
+    if replays(model):
+        entries[_REPLAY] = "1"
+    return Provider(CPU.chain, entries)
 
 
 def check_installed() -> None:
@@ -279,31 +333,44 @@ def _options(*, threads: int, spinning: bool) -> "ort.SessionOptions":
     return options
 
 
-def _loaded(model: Path | ir.Model, options: "ort.SessionOptions") -> "ort.InferenceSession":
-    if isinstance(model, Path):
-        return _session(model.resolve(), model.name, options)  # data is beside the file itself
+def _loaded(
+    model: Path | ir.Model, options: "ort.SessionOptions", provider: Provider = CPU
+) -> "ort.InferenceSession":
+    if isinstance(model, Path):  # data is beside the file itself
+        return _session(model.resolve(), model.name, options, provider)
     folders, embedded = _weights(model)
     if embedded <= EMBEDDED_BYTES and len(folders) <= 1:
         for folder in folders:
             key = "session.model_external_initializers_file_folder_path"
             options.add_session_config_entry(key, folder)
         proto = ir.serde.serialize_model(model)
-        return _session(proto.SerializeToString(), _name(model), options)
+        return _session(proto.SerializeToString(), _name(model), options, provider)
     with tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.data")
-        return _session(path, _name(model), options)
+        return _session(path, _name(model), options, provider)
 
 
 def _session(
-    source: Path | bytes, name: str, options: "ort.SessionOptions"
+    source: Path | bytes, name: str, options: "ort.SessionOptions", provider: Provider
 ) -> "ort.InferenceSession":
+    if provider.name not in _onnxruntime().get_available_providers():
+        raise EngineError(f"{name}: this ONNX Runtime has no {provider.name}")
     try:
-        return _onnxruntime().InferenceSession(
-            str(source) if isinstance(source, Path) else source, options, providers=_PROVIDERS
+        session = _onnxruntime().InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            options,
+            providers=[(each, dict(chosen)) for each, chosen in provider.chain],
+            enable_fallback=0,
         )
     except Exception as error:
         raise EngineError(f"{name}: {sentence(error)}") from error
+    if session.get_providers()[0] != provider.name:  # it goes on without one that does not load
+        raise EngineError(
+            f"{name}: {provider.name} cannot be loaded: a library of NVIDIA's is missing, or of "
+            "another version"
+        )
+    return session
 
 
 def _weights(model: ir.Model) -> tuple[set[str], int]:

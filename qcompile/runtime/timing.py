@@ -20,6 +20,7 @@ import onnx_ir as ir
 from qcompile.frozen import Frozen
 from qcompile.numerics.intervals import Interval, median_interval
 from qcompile.runtime.ort import Session
+from qcompile.runtime.provider import CPU, Provider
 from qcompile.samples import Feeds
 
 MIN_PAIRS = 10
@@ -66,6 +67,7 @@ def time_pair(
     *,
     threads: int = 1,
     seconds: float = 3.0,
+    provider: Provider = CPU,
 ) -> Timing:
     """Time two models in turn, as engines (all optimizations on).
 
@@ -76,13 +78,23 @@ def time_pair(
         threads: Threads of each session.
         seconds: Roughly how long to measure; at least ``MIN_PAIRS`` pairs are taken. With one
             thread, a third of it is enough where the ratio is settled by then.
+        provider: Who runs both; one that is not the CPU is timed by the wall clock, side by side.
 
     Raises:
         RuntimeMissingError: onnxruntime is not installed.
         EngineError: A model cannot be loaded or run.
     """
-    pairs = _alternating if threads == 1 else _one_at_a_time
-    times = np.array(list(pairs(first, second, feeds, threads=threads, seconds=seconds)))
+    if threads == 1 or provider != CPU:
+        pairs = _alternating(
+            Session(first, threads=threads, provider=provider),
+            Session(second, threads=threads, provider=provider),
+            feeds,
+            clock=_clock(threads) if provider == CPU else time.perf_counter,
+            seconds=seconds,
+        )
+    else:
+        pairs = _one_at_a_time(first, second, feeds, threads=threads, seconds=seconds)
+    times = np.array(list(pairs))
     ratios = times[:, 0] / times[:, 1]
     ratio = float(np.median(ratios))
     return Timing(
@@ -115,16 +127,9 @@ def time_one(
 
 
 def _alternating(
-    first: Path | ir.Model,
-    second: Path | ir.Model,
-    feeds: Feeds,
-    *,
-    threads: int,
-    seconds: float,
+    a: Session, b: Session, feeds: Feeds, *, clock: Clock, seconds: float
 ) -> Iterator[tuple[float, float]]:
     """Yield pairs of single measurements; every other pair starts with the second model."""
-    a, b = Session(first, threads=threads), Session(second, threads=threads)
-    clock = _clock(threads)
     repeats_a, repeats_b = _warm(a, feeds, clock), _warm(b, feeds, clock)
     started = time.perf_counter()
     ratios: list[float] = []

@@ -1,13 +1,16 @@
-"""ONNX Runtime on NVIDIA GPUs: its CUDA provider, or TensorRT's behind it."""
+"""ONNX Runtime on NVIDIA GPUs: its CUDA provider, or TensorRT's behind it.
+
+``cuda_kernels`` has what the CUDA provider computes; the tables of TensorRT hold for the other.
+"""
 
 from dataclasses import replace
 
+from qcompile.targets.cuda_kernels import KERNELS, NBITS_GROUPS
 from qcompile.targets.ort_cpu import WEIGHT_ONLY
 from qcompile.targets.target import Device, Target, Width
 from qcompile.targets.tensorrt import FP8, INT8, TENSORRT
 
-_GROUPS = (16, 32, 64, 128)
-_KERNEL = "one kernel, activations in the graph's type"
+_KERNEL = "read as they are by products of up to 16 rows, unpacked for more"
 
 ORT_CUDA = Target(
     name="ort-cuda",
@@ -18,6 +21,7 @@ ORT_CUDA = Target(
             halves=("fp16", "bf16"),
             why="the CUDA provider has no kernels for 8-bit activations: they would run in float "
             "between conversions; --ep tensorrt has",
+            kernels=KERNELS,
         ),
         "tensorrt": Device(INT8, FP8, ("fp16", "bf16")),
     },
@@ -26,12 +30,13 @@ ORT_CUDA = Target(
     dynamic={},
     weight_only=replace(
         WEIGHT_ONLY,
+        types=("float32", "float16", "bfloat16"),
         widths={
-            3: Width(4, _GROUPS, (0,), "no kernel reads 3 bits"),
-            4: Width(4, _GROUPS, (0,), _KERNEL),
-            8: Width(8, _GROUPS, (0,), _KERNEL),
+            3: Width(4, NBITS_GROUPS, (0,), f"in 4 bits, since no kernel reads 3; {_KERNEL}"),
+            4: Width(4, NBITS_GROUPS, (0,), _KERNEL),
+            8: Width(8, NBITS_GROUPS, (0,), _KERNEL),
         },
-        levels={0: "activations in the graph's type"},
+        levels={0: "activations in the graph's type: the kernels ignore other levels"},
     ),
     costs=TENSORRT.costs,
     placement=TENSORRT.placement,

@@ -109,6 +109,7 @@ class Provider:
         shipped: List of operators in ``onnxruntime/tools/mobile_helpers``.
         fused: Float operator to those into whose output it vanishes.
         fixed: Every size of every input must be known.
+        sized: It takes more where they are.
         dropped: Operators that stay on the CPU where a piece would hold nothing else.
         float_ends: What rounds the model's inputs and restores its outputs stays on the CPU.
         note: What the prediction cannot know, for people.
@@ -133,6 +134,7 @@ class Provider:
     shipped: str = ""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fixed: bool = False
+    sized: bool = False
     dropped: frozenset[str] = frozenset()
     float_ends: bool = False
     note: str = ""
@@ -329,6 +331,7 @@ COREML = Provider(
         **dict.fromkeys(("Squeeze", "Unsqueeze"), Demand(constants=(1,))),
     },
     shipped="coreml_supported_mlprogram_ops.md",
+    sized=True,
     max_rank=5,
     max_opset=20,
 )
@@ -378,6 +381,7 @@ QNN = Provider(
         **{op: Demand(codes=_BYTES) for op in UNITS if op in _QNN_PLAIN},
         **_WEIGHTS,
     },
+    floats=("float32", "float16"),
     plain={op: Demand() for op in _QNN_PLAIN},
     fixed=True,
     dropped=frozenset({"QuantizeLinear", "DequantizeLinear"}),

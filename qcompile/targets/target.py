@@ -23,6 +23,10 @@ OPTIONS = {
 """Scheme to the option that asks for it."""
 
 
+ANY = "any"
+"""The device of a build that names none, where the target needs no name."""
+
+
 class Role(enum.Enum):
     """What an operator is to the planner; the value says it in words."""
 
@@ -105,14 +109,21 @@ class Device:
         fp8: Code types of scheme fp8.
         halves: Types of half precision that it computes in.
         why: Why it lacks what it lacks; empty where it lacks nothing.
-        static: Operator rules of its own, in place of the target's.
+        few_bits: It reads weights of few bits, where the target does.
+        fixed_sizes: It takes more of a graph, or any of it, where no size of an input is open.
+        static: Operator rules of its own, in place of the target's and of what is slow there.
+        kernels: Domain and operator to the floating-point types that it computes it in; what has
+            no entry it leaves to the CPU. None where it computes all that the types allow.
     """
 
     int8: Types | None = None
     fp8: Types | None = None
     halves: tuple[Half, ...] = ()
     why: str = ""
+    few_bits: bool = True
+    fixed_sizes: bool = False
     static: "Mapping[str, OperatorRule] | None" = None
+    kernels: Mapping[tuple[str, str], frozenset[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +187,8 @@ class Target:
         pays_from: Multiply-adds for each element that crosses between float and codes from which
             an int8 node is faster than a float one.
         placement: Where codes begin and end.
-        small: Kinds of node (``convolution``, ``product``) that stay in float when they are small,
-            with the reason; see ``planning.small``.
+        small: Why nodes stay in float that are small in one way or another, by what
+            ``planning.small`` calls it.
         high_precision: What the float remainder computes in unless the recipe says otherwise.
     """
 
@@ -203,7 +214,8 @@ class Target:
         found = {
             "int8": bool(self.static) and some(d.int8 is not None for d in devices),
             "int8-dynamic": bool(self.dynamic),
-            "weight-only": self.weight_only is not None,
+            "weight-only": self.weight_only is not None
+            and (not devices or some(d.few_bits for d in devices)),
             "fp8": bool(self.static) and some(d.fp8 is not None for d in devices),
             "fp16": bool(devices) and some("fp16" in d.halves for d in devices),
             "bf16": bool(devices) and some("bf16" in d.halves for d in devices),
@@ -214,7 +226,9 @@ class Target:
         """Return the target with the rules of one device."""
         found = self._devices(device)
         static = found[0].static if found else None
-        return self if static is None else replace(self, static=static)
+        if static is None:
+            return self
+        return replace(self, static=static, costs={}, slow_convolutions={}, pays_from=0.0)
 
     def check(self, scheme: str, device: str) -> None:
         """Check that there is such a device, and that it has the scheme.
@@ -228,7 +242,9 @@ class Target:
             return
         place, why = f"--target {self.name}", ""
         if scheme in self.schemes():
-            place += f" {self.device_option} {device}"
+            place += f" without {self.device_option}"
+            if device != ANY:
+                place = f"--target {self.name} {self.device_option} {device}"
             why = next((f" ({d.why})" for d in devices if d.why), "")
         has = ", ".join(OPTIONS[found] for found in there)
         raise RecipeError(f"{place} has no scheme {scheme}{why}; it has: {has}")
@@ -274,7 +290,7 @@ class Target:
             return ()
         for name in device.split(","):
             if name not in self.devices:
-                known = ", ".join(self.devices)
+                known = ", ".join(device for device in self.devices if device != ANY)
                 raise RecipeError(
                     f"{self.device_option} {name}: {self.name} has no such device; there are: "
                     f"{known}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qcompile.targets.target import (
+    ANY,
     Device,
     OperatorRule,
     Output,
@@ -37,8 +38,8 @@ FP8 = Types(
 _NO_FP8 = "FP8 needs compute capability 8.9 or later"
 _FULL = Device(INT8, FP8, ("fp16", "bf16"))
 _DEVICES: Mapping[str, Device] = {
-    "any": Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 8.0: say which it is"),
-    "75": Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 8.0"),
+    ANY: Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 8.0: say which it is"),
+    "75": Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 and weights of int4 8.0", few_bits=False),
     "80": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
     "86": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
     "87": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
@@ -123,7 +124,6 @@ TENSORRT = Target(
                 "Concat",
                 "DepthToSpace",
                 "SpaceToDepth",
-                "Pad",
             ),
             _MOVED,
         ),
@@ -132,18 +132,24 @@ TENSORRT = Target(
             _FUSED,
         ),
         "Softmax": "attention has one fused kernel in half precision; codes inside break it up",
-        "LayerNormalization": "no int8 kernel",
-        "Gelu": "no int8 kernel",
+        "LayerNormalization": "no kernel on codes",
+        "Gelu": "no kernel on codes",
         "ConvTranspose": "built with codes, it computes in float all the same",
-        "AveragePool": "no int8 kernel where it was tried",
-        "GlobalAveragePool": "no int8 kernel where it was tried",
-        "Resize": "no int8 kernel where it was tried",
+        "AveragePool": "no kernel on codes where it was tried",
+        "GlobalAveragePool": "no kernel on codes where it was tried",
+        "Resize": "no kernel on codes where it was tried",
         "Gather": "a quantized table does not build",
+        "Pad": "computed between kernels: no rounding moves across it",
     },
     placement=Placement.INPUTS,
     small={
-        "convolution": "a convolution of few channels: its float kernel is as fast",
-        "product": "a matrix of few rows or columns: its float kernel is as fast",
+        "channels": "a convolution of few channels: its float kernel is as fast",
+        "groups": "a grouped convolution whose window is below 3 or whose channels are no multiple "
+        "of 8: no kernel takes its codes",
+        "fp8 convolution": "fp8 convolutions take more than 16 channels, windows of at most 32 "
+        "numbers, no groups",
+        "columns": "a matrix of few rows or columns: its float kernel is as fast",
+        "row": "a single row goes in: to read its weights takes as long in float",
     },
     high_precision="fp16",
 )
@@ -153,7 +159,12 @@ TENSORRT_RTX = replace(
     name="tensorrt-rtx",
     summary="TensorRT for RTX: engines built ahead of time on a machine without a GPU",
     devices={
-        "75": Device(None, None, ("fp16",), "int8 convolutions compute in float there"),
+        "75": Device(
+            halves=("fp16",),
+            why="int8 convolutions compute in float there; FP8 needs compute capability 8.9, BF16 "
+            "and weights of int4 8.0",
+            few_bits=False,
+        ),
         **{name: _DEVICES[name] for name in ("80", "86", "89", "120", "121")},
     },
     weight_only=_weight_only((16, 32, 64, 128)),

@@ -93,8 +93,19 @@ def test_doctor_knows_runtimes_devices_and_what_can_be_built(run: Run) -> None:
     assert "CPUExecutionProvider" in runtimes["onnxruntime"]["providers"]
     assert runtimes["onnxruntime"]["devices"]
     assert all(runtime["version"] or runtime["missing"] for runtime in runtimes.values())
-    names = [target["name"] for target in run("targets", "--json").json()["targets"]]
-    assert found["builds"] == dict.fromkeys(names, "yes")
+    targets = {each["name"]: each for each in run("targets", "--json").json()["targets"]}
+    builds = found["builds"]
+    assert list(builds) == list(targets)
+    assert builds["ort-cpu"] == builds["onnx"] == "build, run and time"
+    assert builds["ort-mobile"].startswith("build")
+    assert "--ep cuda: build" in builds["ort-cuda"]
+    assert "--ep tensorrt: build" in builds["ort-cuda"]
+    has_rtx = runtimes["tensorrt_rtx_cu13_libs"]["missing"] is None
+    sms = f"build for sm {', '.join(targets['tensorrt-rtx']['devices'])};"
+    assert builds["tensorrt-rtx"].startswith(sms if has_rtx else "no: needs tensorrt_rtx")
+    has_tensorrt = runtimes["tensorrt"]["missing"] is None
+    assert builds["tensorrt"] == "build, run and time" or not has_tensorrt
+    assert has_tensorrt or "build_engine.py" in builds["tensorrt"]
 
 
 def test_doctor_lists_unfinished_builds(run: Run, tmp_path: Path) -> None:

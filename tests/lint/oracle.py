@@ -11,6 +11,8 @@ import sys
 import tempfile
 from typing import Any
 
+import tensorrt_rtx_bindings as trt
+
 USUAL = 89
 """Compute capability that is built for where none is asked for."""
 
@@ -33,7 +35,6 @@ def judge(request: dict[str, Any]) -> dict[str, str]:
 
 def build(model: str, sms: list[int], profiles: dict[str, list[list[int]]]) -> dict[str, str]:
     """Return verdict and words for one model."""
-    import tensorrt_rtx_bindings as trt
 
     class Log(trt.ILogger):
         def __init__(self) -> None:

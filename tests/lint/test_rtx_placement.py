@@ -14,7 +14,7 @@ from qcompile.lint.tensorrt import check_model
 from qcompile.progress import Silent
 from qcompile.runtime.layer_dump import EngineLayer
 from qcompile.runtime.obtained import obtained
-from qcompile.runtime.rtx import RtxRequest, build
+from qcompile.runtime.rtx import RtxRequest
 from qcompile.runtime.rtx_library import is_installed
 from tests.assets import asset, needs_assets
 from tests.lint import test_placement, test_weights
@@ -23,6 +23,7 @@ from tests.lint.models import fp8, int4
 from tests.lint.test_attention import E4M3, attention
 from tests.lint.test_neighbours import between
 from tests.lint.test_placement import blocks, deconvolution
+from tests.runtime.rtx_forks import built
 
 pytestmark = pytest.mark.skipif(
     is_installed() is None,
@@ -42,7 +43,7 @@ def layers(model: ir.Model, folder: Path, *sms: int) -> tuple[EngineLayer, ...]:
         if not value.shape.is_static()
     }
     request = RtxRequest(path, folder / "model.engine", sms=sms or (89,), profiles=profiles)
-    return build(request, Silent()).layers
+    return built(request).layers
 
 
 def precisions(model: ir.Model, folder: Path) -> dict[str, str]:

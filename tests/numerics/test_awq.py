@@ -169,6 +169,24 @@ def test_clipping_finds_the_least_error_of_group_after_group(seed, width, form, 
     assert output_error(weights - found.values(), hessian) <= 1.01 * least + floor
 
 
+@settings(deadline=None, max_examples=20)
+@given(seeds, columns, st.sampled_from([0, 16, 32]), st.sampled_from(["float32", "float16"]))
+def test_clipping_keeps_scales_positive_where_they_must_be(seed, width, size, kind):
+    form = WeightFormat(4, size, symmetric=True, scale_type=kind, signed=False)
+    rows, weights = inputs_of(seed, 90, width, spread=0.7), some(seed + 2, 3, width) ** 3
+    hessian, one = rows.T @ rows, np.ones(width, np.float32)
+    found = round_clipped(weights, hessian, one, form)
+    assert (found.scales > 0).all()
+    assert (found.zeros == form.middle).all()
+    rounded = round_to(weights, form, found.scales, found.zeros)
+    np.testing.assert_array_equal(found.codes, rounded)
+    whole, _ = group_parameters(weights, form)
+    assert (found.scales <= whole).all(), "ranges are narrowed"
+    plain = round_nearest(weights, form)
+    least = min(output_error(weights - plain.values(), hessian), np.inf)
+    assert output_error(weights - found.values(), hessian) <= 1.01 * least + 1e-9
+
+
 def test_clipping_cuts_off_a_value_that_meets_no_input():
     weights, power, form = some(0, 4, 32), np.ones(32), WeightFormat(4, 32)
     weights[:, 5], power[5] = 8.0, 1e-6

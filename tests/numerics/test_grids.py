@@ -1,5 +1,6 @@
 """Grids: 0.0 is a code, the range is covered, and rounding is what ONNX QuantizeLinear does."""
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from qcompile.numerics.grids import TINY, affine_grid, dequantize, quantize, symmetric_scales
+from qcompile.numerics.grids import (
+    CODE_RANGE,
+    TINY,
+    affine_grid,
+    code_dtype,
+    dequantize,
+    quantize,
+    rounded_scales,
+    symmetric_grid,
+    symmetric_scales,
+)
 
 TYPES = {"uint8": (0, 255), "int8": (-128, 127)}
 REALS = st.floats(-(2.0**100), 2.0**100, width=32)
@@ -104,6 +115,130 @@ def test_halves_round_to_even():
     np.testing.assert_array_equal(
         codes, reference(values[None], np.ones(1, np.float32), np.zeros(1, np.int8), 0)[0]
     )
+
+
+# -- FP8 -------------------------------------------------------------------------------------
+
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+"""What each code stands for, of the type's definition (arXiv:2209.05433, table 1)."""
+NUMBERS = np.unique(E4M3[np.isfinite(E4M3)])
+
+
+def fp8(values: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Return FP8 codes as numbers."""
+    codes = quantize(values, np.float32(scale), np.asarray(0), None, "float8e4m3fn")
+    assert codes.dtype == code_dtype("float8e4m3fn") == ml_dtypes.float8_e4m3fn
+    return codes.astype(np.float64)
+
+
+def test_fp8_ends_where_its_table_says():
+    assert (NUMBERS.min(), NUMBERS.max()) == CODE_RANGE["float8e4m3fn"] == (-448, 448)
+    np.testing.assert_array_equal(fp8(NUMBERS), NUMBERS)
+
+
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-600, 600, width=32)))
+def test_fp8_codes_are_the_nearest_numbers_half_to_even(values):
+    found = fp8(values)
+    distances = np.abs(values.astype(np.float64)[:, None] - NUMBERS)
+    np.testing.assert_array_equal(np.abs(found - values), distances.min(axis=1))
+
+
+def test_fp8_ties_go_to_the_even_code():
+    between = (NUMBERS[:-1] + NUMBERS[1:]) / 2
+    even = {float(E4M3[code]) for code in range(256) if code % 2 == 0}
+    found = fp8(between.astype(np.float32))
+    assert all(number in even for number in found)
+    for end, numbers in ((np.inf, NUMBERS[1:]), (-np.inf, NUMBERS[:-1])):
+        beside = np.nextafter(between.astype(np.float32), np.float32(end))
+        np.testing.assert_array_equal(fp8(beside), numbers)
+
+
+def test_fp8_saturates_and_keeps_nan():
+    found = fp8(np.asarray([np.inf, 1e9, 464, 449, -464, -np.inf, np.nan], np.float32))
+    assert found[:-1].tolist() == [448, 448, 448, 448, -448, -448]
+    assert np.isnan(found[-1])
+
+
+@given(hnp.arrays(np.float32, (2, 9), elements=st.floats(-(2.0**20), 2.0**20, width=32)))
+def test_fp8_is_the_quantize_linear_of_onnx_runtime(values):
+    scale = np.asarray([0.5, 16], np.float32)  # powers of two: the division is exact
+    zero = np.zeros(2, ml_dtypes.float8_e4m3fn)
+    codes = quantize(values, scale, zero, 0, "float8e4m3fn")
+    np.testing.assert_array_equal(
+        dequantize(codes, scale, zero, 0), reference_fp8(values, scale), strict=True
+    )
+
+
+def reference_fp8(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Round and restore in ONNX Runtime, with codes of FP8 in between."""
+    kind, float_ = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=0),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", float_, values.shape),
+        helper.make_tensor_value_info("s", float_, scale.shape),
+    ]
+    output = helper.make_tensor_value_info("y", float_, values.shape)
+    zero = helper.make_tensor("z", kind, scale.shape, [0.0] * scale.size)
+    graph = helper.make_graph(nodes, "g", inputs, [output], [zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {"x": values, "s": scale})[0]
+
+
+# -- symmetric grids, and scales in half precision -------------------------------------------
+
+
+@given(EDGES, st.sampled_from([127, 448]))
+def test_a_symmetric_grid_covers_the_range_with_0_in_the_middle(edges, high):
+    low, top = edges
+    scale, zero = symmetric_grid(low, top, high)
+    assert zero == 0
+    assert scale == np.float32(scale)
+    assert scale > 0
+    largest = max(-low, top, 0.0)
+    if largest / high >= TINY:
+        np.testing.assert_allclose(scale * high, largest, rtol=1e-6)
+    else:
+        assert scale == 1.0
+    assert symmetric_grid(-top, -low, high) == (scale, zero)
+
+
+HALVES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@given(
+    hnp.arrays(np.float32, 8, elements=st.floats(float(np.float32(TINY)), 2.0**100, width=32)),
+    st.sampled_from(list(HALVES)),
+)
+def test_rounded_scales_are_numbers_of_the_type_or_too_large_for_it(scales, dtype):
+    found = rounded_scales(scales, dtype)
+    assert found.dtype == np.float32
+    assert (found > 0).all()
+    assert np.isfinite(found).all()
+    largest = float(ml_dtypes.finfo(HALVES[dtype]).max)
+    beyond = found > largest
+    np.testing.assert_array_equal(found[beyond], scales[beyond])
+    kept = found[~beyond]
+    np.testing.assert_array_equal(kept.astype(HALVES[dtype]).astype(np.float32), kept)
+    least = 2.0**-17 if dtype == "float16" else 0.0
+    near = np.maximum(scales[~beyond], np.float32(least))
+    np.testing.assert_allclose(kept, near, rtol=2.0**-8)
+    np.testing.assert_array_equal(rounded_scales(found, dtype), found)
+
+
+def test_rounded_scales_of_float32_stay():
+    scales = np.asarray([TINY, 1 / 3, 1e30], np.float32)
+    np.testing.assert_array_equal(rounded_scales(scales, "float32"), scales)
+    assert rounded_scales(np.asarray(1e-9), "float16") == 2.0**-17
+    assert rounded_scales(np.asarray(65504.0), "float16") == 65504
+    assert rounded_scales(np.asarray(1e5), "float16") == 1e5, "beyond: its node stays in float32"
 
 
 def reference(values: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int) -> np.ndarray:

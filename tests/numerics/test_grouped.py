@@ -101,3 +101,19 @@ def test_a_wide_group_takes_the_grid_of_gptq(search):
     plain = solve_prepared(weights, inverse, form, search=search)
     np.testing.assert_array_equal(found.scales, plain.scales)
     np.testing.assert_array_equal(found.codes, plain.codes)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 999), st.integers(1, 150), st.sampled_from([0, 16, 48]), st.booleans())
+def test_scales_are_positive_where_they_must_be(seed, columns, size, search):
+    form = WeightFormat(4, size, symmetric=True, signed=False)
+    weights, hessian = layer(seed, 4, columns)
+    inverse = prepare(hessian, group_size=size)
+    for solve in (solve_grouped, solve_prepared):
+        found = solve(weights, inverse, form, search=search)
+        assert (found.scales > 0).all()
+        assert (found.zeros == form.middle).all()
+    damped = hessian + inverse.damping * np.diag(hessian).mean() * np.eye(columns)
+    grouped = solve_grouped(weights, inverse, form, search=search)
+    expected = by_columns(weights, damped, grouped, inverse.order)
+    np.testing.assert_array_equal(grouped.codes, expected)

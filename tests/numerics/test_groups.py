@@ -109,6 +109,64 @@ def test_search_lowers_the_error(seed, used, columns, weighted):
     assert loss(weights, found, weight) <= loss(weights, plain, weight) * (1 + 1e-6) + 1e-12
 
 
+def twins(used: WeightFormat) -> tuple[WeightFormat, WeightFormat]:
+    """Return the format with scales of either sign, and with positive ones."""
+    signed = dataclasses.replace(used, symmetric=True)
+    return signed, dataclasses.replace(signed, signed=False)
+
+
+@settings(deadline=None)
+@given(matrices, formats, st.booleans())
+def test_scales_are_positive_where_they_must_be(weights, used, search):
+    _, positive = twins(used)
+    solved = round_nearest(weights, positive, search=search)
+    assert (solved.scales > 0).all()
+    assert (solved.zeros == positive.middle).all()
+    scales, zeros = spread(solved)
+    nearest = np.clip(np.rint(weights.astype(np.float64) / scales) + zeros, 0, positive.high)
+    assert np.array_equal(solved.codes, nearest)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), formats, st.integers(1, 70))
+def test_a_sign_is_worth_one_code_at_most(seed, used, columns):
+    """Without it the value of largest magnitude may be cut off by one step, not more."""
+    weights = some(seed, 3, columns)
+    _, positive = twins(used)
+    found, plain = (round_nearest(weights, positive, search=search) for search in (True, False))
+    assert loss(weights, found) <= loss(weights, plain) * (1 + 1e-6) + 1e-12
+    scales, _ = spread(plain)
+    off = np.abs(plain.values().astype(np.float64) - weights)
+    if used.scale_type == "float32":
+        assert (off <= scales * (1 + 1e-6)).all()
+
+
+def test_what_a_sign_is_worth():
+    """Of normal weights in groups of 64, plain rounding can be better than with a sign."""
+    weights = some(8, 64, 2048)
+    for bits, most, plainly in ((4, 1.12, 1.09), (8, 1.04, 1.0)):
+        for search, limit in ((True, most), (False, plainly)):
+            free, found = (
+                loss(weights, round_nearest(weights, kind, search=search))
+                for kind in twins(WeightFormat(bits, 64))
+            )
+            assert found < limit * free
+            assert free < found or not search
+
+
+def test_the_largest_value_is_kept_with_positive_scales_too():
+    weights = np.array([[1.0, -3.0, 2.0, 7.0], [1.0, -8.0, 2.0, 3.0]])
+    solved = round_nearest(weights, WeightFormat(4, 0, signed=False))
+    assert np.array_equal(solved.scales, [[1.0], [1.0]])
+    assert np.array_equal(solved.values(), weights)
+
+
+def test_formats_that_differ_in_how_scales_are_found_store_the_same():
+    signed, positive = twins(WeightFormat(4, 64))
+    assert signed == positive
+    assert hash(signed) == hash(positive)
+
+
 def test_search_against_all_scales_of_a_fine_row():
     """The best of thousands of scales of both signs is less than 3 % better."""
     used, weights = WeightFormat(4, 0), some(1, 4, 64).astype(np.float64)

@@ -215,6 +215,12 @@ def test_a_float_activation_goes_with_its_convolution():
     assert found.fallbacks == {"other": "xnnpack has no Relu"}
 
 
+def test_notes_of_the_shipped_lists_are_plain_text():
+    listed = shipped_operators("coreml_supported_mlprogram_ops.md")
+    assert "resize_op_builder.cc" in listed["ai.onnx:resize"]
+    assert not any("](" in note for note in listed.values())
+
+
 def test_nodes_inside_control_flow_are_mentioned():
     text = """g (float[2] x, bool c) => (float[2] y) {
       y = If (c) <then_branch = t () => (float[2] a) { a = Sin(x) },

@@ -52,9 +52,7 @@ def test_probe_looks_behind_nodes_that_only_move_data():
     body = "[m] p = MaxPool <kernel_shape=[2,2]> (x)\n[t] q = Transpose <perm=[0,1,3,2]> (p)\n"
     model = graph_of(PICTURE, body + "[c] y = Conv(q, w)", w=W2)
     samples = InMemory(feeds_of(model))
-    assert set(Probe(model, {"x": ["m"]}, VNNI, samples, 1).measure({"x": (-3, 3)})) == {
-        ("x", "y")
-    }
+    assert set(Probe(model, {"x": ["m"]}, VNNI, samples, 1).measure({"x": (-3, 3)})) == {("x", "y")}
 
 
 def test_probe_of_a_tensor_without_readers_is_its_own_rounding():

@@ -138,7 +138,8 @@ def test_tied_branches_are_still_measured():
     model = graph_of(PICTURE, TWO + JOIN + "(a, e)\n" + END, "y", **_used("v", "u", "t"))
     quantized = quantize_graph(model, samples=feeds_of(model, 2))
     samples = InMemory(feeds_of(model, 2))
-    board = Switchboard(model, quantized.selection, quantized.plan, ORT_CPU.types("int8", "vnni"), {}, samples, 1)
+    types = ORT_CPU.types("int8", "vnni")
+    board = Switchboard(model, quantized.selection, quantized.plan, types, {}, samples, 1)
     assert sorted(board.units) == ["c1", "c2", "c3", "j"]
     assert board.tensors["j"] == board.tensors["c3"] == ["j"]
     assert board.noise({"x": (-4.0, 4.0), "j": (-50.0, 50.0)}, ["j"]) > 0

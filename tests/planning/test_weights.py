@@ -10,6 +10,7 @@ from qcompile.planning.wishes import Wishes
 from qcompile.recipe import Weights
 from qcompile.targets.onnx_std import ONNX_STD
 from qcompile.targets.ort_cpu import ORT_CPU
+from qcompile.targets.tensorrt import TENSORRT, TENSORRT_RTX
 from tests.planning.tools import graph_of, normal
 
 K, N = 64, 48
@@ -174,12 +175,41 @@ def test_wishes_are_kept():
         (ONNX_STD, {"accuracy_level": 4}, "accuracy level 4: for 4 bits onnx takes none"),
         (ORT_CPU, {"operators": ("Conv",)}, "ort-cpu stores no weights of Conv in few bits: no k"),
         (ONNX_STD, {"operators": ("Relu",)}, "onnx stores no weights of Relu in few bits: it has"),
+        (TENSORRT, {"asymmetric": True}, "--asymmetric: tensorrt takes zero points of 0 only"),
+        (TENSORRT, {"bits": 8}, "tensorrt takes weights of 3, 4 bits, not 8"),
+        (TENSORRT, {"group_size": 32}, "group size 32: for 4 bits tensorrt takes 64, 128"),
+        (TENSORRT_RTX, {"group_size": 0}, "group size 0: for 4 bits tensorrt-rtx takes 16, 32, 64"),
+        (TENSORRT, {"accuracy_level": 4}, "accuracy level 4: for 4 bits tensorrt takes none"),
+        (TENSORRT, {"operators": ("Conv",)}, "int4 in groups is taken by MatMul and Gemm alone"),
     ],
 )
 def test_what_a_target_has_not_is_refused(target, options, message):
     with pytest.raises(RecipeError) as found:
         selected(graph_of(ROWS, "[n] y = MatMul(x, w)", w=W), target, **options)
     assert message in str(found.value)
+
+
+def test_rows_that_end_in_a_part_of_a_group_stay_in_float_where_groups_must_be_whole():
+    body = "[a] h = MatMul(x, w)\n[b] y = MatMul(h, v)"
+    model = graph_of("float[3, 128] x", body, w=normal(0, 128, 96), v=normal(1, 96, 64))
+    found = selected(model, TENSORRT, group_size=64)
+    assert [layer.name for layer in found.layers] == ["w"]
+    assert found.nodes["b"].precision == "float"
+    assert found.nodes["b"].reason == "each output sums 96 weights, no multiple of 64"
+    assert len(selected(model, TENSORRT_RTX, group_size=32).layers) == 2
+    assert len(selected(model, ORT_CPU, group_size=64).layers) == 2
+
+
+def test_the_target_decides_the_sign_of_scales_and_a_cast_their_type():
+    model = graph_of("float[2, 128] x", "[n] y = MatMul(x, w)", w=normal(0, 128, 32))
+    weights = Weights(group_size=64)
+    for target, signed in ((ORT_CPU, True), (TENSORRT, False)):
+        for scales in (None, "float16"):
+            found = select_weights(model, target, weights, Wishes(), None, scales)
+            (layer,) = found.layers
+            assert layer.signed == signed
+            assert layer.scale_type == (scales or "float32")
+            assert layer.shaped(layer.values()).dtype == np.float32, "the weight is what it was"
 
 
 BODY = "[a] h = MatMul(x, w)\n[b] k = Relu(h)\n[c] y = MatMul(k, v)"
@@ -268,3 +298,31 @@ def test_a_node_that_cannot_be_as_planned_is_refused():
     nodes = {**plan.nodes, "b": NodePlan(op="Relu", precision="weight-only", reason="")}
     with pytest.raises(PlanError, match="--plan: node b has to stay in float: no weights"):
         selected(model, edited=plan.model_copy(update={"nodes": nodes}))
+
+
+def test_a_plan_whose_float_nodes_became_half_is_followed():
+    model = two()
+    plan = plan_of(selected(model))
+    half = NodePlan(op="MatMul", precision="fp16", reason="")
+    found = selected(model, edited=plan.model_copy(update={"nodes": {**plan.nodes, "c": half}}))
+    assert [layer.name for layer in found.layers] == ["w"]
+    assert found.nodes["c"].precision == "float"
+    assert found.nodes["c"].reason == "the plan says so"
+
+
+def test_a_plan_cannot_break_off_a_group():
+    model = graph_of("float[3, 192] x", "[n] y = MatMul(x, w)", w=normal(0, 192, 64))
+    found = selected(model, TENSORRT, group_size=64)
+    plan = plan_of(found, w=WeightPlan(bits=4, group_size=128, form="dequantize"))
+    with pytest.raises(PlanError) as error:
+        selected(model, TENSORRT, edited=plan.model_copy(update={"target": "tensorrt"}))
+    assert "node n has to stay in float: each output sums 192 weights, no multiple of 128" in str(
+        error.value
+    )
+
+
+def test_a_single_group_stays_in_float_where_no_kernel_reads_it():
+    model = graph_of("float[2, 64] x", "[n] y = MatMul(x, w)", w=normal(0, 64, 64))
+    found = select_weights(model, TENSORRT, Weights(group_size=64), Wishes())
+    assert found.nodes["n"].reason.startswith("each output sums 64 weights, one group")
+    assert select_weights(model, ORT_CPU, Weights(group_size=64), Wishes()).layers

@@ -1,7 +1,7 @@
 """Trial builds with TensorRT for RTX, many to a process: only the first pays for its start.
 
-``qcompile.runtime.rtx`` starts a Python for each engine. Here one process loads the same code and the
-library once, and forks for each request, so that a crash still takes one build alone.
+``qcompile.runtime.rtx`` starts a Python for each engine. Here one process loads the same code and
+the library once, and forks for each request, so that a crash still takes one build alone.
 
 Run as ``python -m tests.runtime.rtx_forks``: a request (JSON) and a file for its events a line.
 """

@@ -43,7 +43,7 @@ def test_a_larger_model_takes_longer(tmp_path):
 
 def test_one_run_more_than_counts_warms_the_file_cache(tmp_path, monkeypatch):
     real, calls = module._loaded, []
-    monkeypatch.setattr(module, "_loaded", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr(module, "_loaded", lambda *a, **k: calls.append(a) or real(*a, **k))
     assert cold_start(saved(tmp_path), runs=1).runs == 1
     assert len(calls) == 2
 

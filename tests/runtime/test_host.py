@@ -36,7 +36,13 @@ def test_flags_of_a_written_cpuinfo(tmp_path, monkeypatch):
 
 def test_runtimes_tell_what_is_here_and_what_to_install():
     found = {info.name: info for info in host.runtimes()}
-    assert list(found) == ["onnxruntime", "onnxruntime-gpu", "tensorrt", "torch"]
+    assert list(found) == [
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "tensorrt",
+        "tensorrt_rtx_cu13_libs",
+        "torch",
+    ]
     for name, info in found.items():
         try:
             assert info.version == importlib.metadata.version(name)
@@ -51,10 +57,16 @@ def test_runtimes_tell_what_is_here_and_what_to_install():
 
 def test_gpu_names_come_from_the_driver(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB'\n")
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB, 9.0'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert host.gpu_names() == ("NVIDIA H200, 143771 MiB",)
+    assert host.gpu_names() == ("NVIDIA H200, 143771 MiB, compute capability 9.0",)
+    tool.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in *compute_cap*) echo "not a valid field"; exit 2;; esac\n'
+        "echo 'Tesla T4, 15109 MiB'\n"
+    )
+    assert host.gpu_names() == ("Tesla T4, 15109 MiB",)
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert host.gpu_names() == ()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))

@@ -24,6 +24,7 @@ from qcompile.runtime.obtained import obtained
 from qcompile.runtime.rtx import RtxRequest, build
 from qcompile.runtime.rtx_library import is_installed, known_sms
 from tests.assets import asset, needs_assets
+from tests.runtime import rtx_forks
 from tests.runtime.rtx_graphs import Graph
 
 pytestmark = pytest.mark.skipif(
@@ -32,9 +33,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def built(path, sm=89, **options):
-    request = RtxRequest(path, path.with_suffix(".engine"), sms=(sm,), **options)
-    return build(request, Silent())
+def request_for(path, sm=89, **options):
+    return RtxRequest(path, path.with_suffix(".engine"), sms=(sm,), **options)
+
+
+def built(path, **options):
+    """Build where many are built; ``build`` itself starts a process for each."""
+    return rtx_forks.built(request_for(path, **options))
 
 
 def precisions(path, **options):
@@ -390,7 +395,7 @@ def test_unsupported_operator_is_named(tmp_path):
     g.node("Frobnicate", ["relu_out"], name="odd/one", domain="my.domain")
     path = g.save(tmp_path / "m.onnx", "odd/one_out")
     with pytest.raises(EngineError, match=r"m\.onnx: .*node 'odd/one' \(Frobnicate\): .*no operat"):
-        built(path)
+        build(request_for(path), Silent())
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -417,9 +422,9 @@ def test_file_that_is_no_model(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"no model" * 100)
     with pytest.raises(EngineError, match=r"m\.onnx: .*[Ff]ailed to parse"):
-        built(path)
+        build(request_for(path), Silent())
     with pytest.raises(ModelError, match="no such file"):
-        built(tmp_path / "other.onnx")
+        build(request_for(tmp_path / "other.onnx"), Silent())
 
 
 def test_fp8_needs_ada(tmp_path):
@@ -480,7 +485,7 @@ def test_full_disk(tmp_path, monkeypatch):
 def test_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(rtx, "is_installed", lambda: None)
     with pytest.raises(RuntimeMissingError, match=r"qcompile\[tensorrt-rtx\]"):
-        built(conv(tmp_path))
+        build(request_for(conv(tmp_path)), Silent())
 
 
 # The process
@@ -542,7 +547,7 @@ def test_a_builder_that_crashes_by_itself_is_an_error(tmp_path):
     x = g.node("DequantizeLinear", [q, *inputs[1:]], name="dq")
     g.node("Conv", [x, g.weight("w", 32, 32, 3, 3, axis=0)])
     with pytest.raises(EngineError, match=r"m\.onnx"):
-        built(g.save(tmp_path / "m.onnx", "conv_out"))
+        build(request_for(g.save(tmp_path / "m.onnx", "conv_out")), Silent())
 
 
 @needs_proc
@@ -620,7 +625,7 @@ def test_external_data_and_options(tmp_path):
     path = g.save(tmp_path / "m.onnx", "matmul_out", save_as_external_data=True, location="m.data")
     assert (tmp_path / "m.data").stat().st_size >= 64 * 128 * 4
     options = {"weight_streaming": True, "optimization_level": 5, "workspace_bytes": 1 << 28}
-    result = built(path, **options)
+    result = build(request_for(path, **options), Silent())
     assert result.bytes == path.with_suffix(".engine").stat().st_size > 64 * 128 * 4
     assert result.seconds > 0
 

@@ -1,5 +1,6 @@
 """The samples: their commands run as their READMEs give them, their files are what they say."""
 
+import json
 import os
 import re
 import shlex
@@ -14,11 +15,13 @@ import onnxruntime as ort
 import pytest
 
 from tests.assets import ROOT
+from tests.emit.bundles import cuda_stand_in, environment
 
 SAMPLES = ROOT / "samples"
 READMES = sorted(SAMPLES.glob("*/README.md"))
 PROGRAMS = {
     "python": [sys.executable],
+    "sh": ["sh"],
     "qcompile": [sys.executable, "-c", "from qcompile.cli.main import main; main()"],
 }
 
@@ -28,31 +31,87 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-COMMANDS = [(page.parent.name, line) for page in READMES for line in commands(page)]
+COMMANDS = {page.parent.name: commands(page) for page in READMES}
 
 
 def test_every_sample_has_a_readme_with_a_command():
-    folders = {path.name for path in SAMPLES.iterdir() if path.is_dir()}
-    assert {name for name, _ in COMMANDS} == folders
+    assert {path.name for path in SAMPLES.iterdir() if path.is_dir()} == COMMANDS.keys()
+    assert all(COMMANDS.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("sample", "line"), COMMANDS)
-def test_command_runs(sample, line, tmp_path):
+def run(line, folder, code=0, **more):
+    """Run a command of a README, in a folder that looks like the top of the repository."""
     program, *arguments = shlex.split(line)
-    (tmp_path / "samples").symlink_to(SAMPLES)
-    cache = {"QCOMPILE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    (folder / "samples").unlink(missing_ok=True)
+    (folder / "samples").symlink_to(SAMPLES)
+    own = {"QCOMPILE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
         [*PROGRAMS[program], *arguments],
-        cwd=tmp_path,
-        env={**os.environ, **cache},
+        cwd=folder,
+        env={**os.environ, **own},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    engine = next(tmp_path.glob("*/model.onnx"))
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", ["api", "digits"])
+def test_commands_run(sample, tmp_path):
+    for line in COMMANDS[sample]:
+        run(line, tmp_path)
+    check_engine(next(tmp_path.glob("*/model.onnx")))
+
+
+def check_engine(engine: Path) -> None:
     assert accuracy(engine) >= accuracy(SAMPLES / "digits" / "digits.onnx") - 0.005
+
+
+@pytest.mark.slow
+def test_mobile(tmp_path):
+    build, load = COMMANDS["mobile"]
+    run(build, tmp_path)
+    check_engine(tmp_path / "digits-phone" / "model.onnx")
+    (share,) = re.findall(r"accuracy (\S+) on 597 images", run(load, tmp_path))
+    assert float(share) >= 0.99
+
+
+@pytest.mark.slow
+def test_jetson(tmp_path, tmp_path_factory):
+    """The device is a folder: ssh and scp go there, tensorrt and its GPU are stand-ins."""
+    build, finish = COMMANDS["jetson"]
+    run(build, tmp_path)
+    bundle, device = tmp_path / "digits-jetson", tmp_path / "device"
+    check_engine(bundle / "model.onnx")
+    device.mkdir()
+    cuda = cuda_stand_in(tmp_path_factory.getbasetemp())
+    env = {
+        **environment(bundle, LD_LIBRARY_PATH=str(cuda), STAND_IN_VERSION="10.3.0"),
+        "PATH": f"{programs(tmp_path / 'bin', device)}:{os.environ['PATH']}",
+    }
+    run(finish, tmp_path, **env)
+    assert (device / "digits-jetson" / "model.engine").exists()
+    result = json.loads((bundle / "result.json").read_text("utf-8"))
+    assert (result["status"], result["gates"][0]["passed"]) == ("built", True)
+    (bundle / "samples.npz").write_bytes(b"cut short")
+    run(finish, tmp_path, code=2, **env)
+
+
+def programs(folder: Path, device: Path) -> Path:
+    """Write ssh and scp of a host called jetson, whose home is a folder."""
+    folder.mkdir()
+    ssh = f'shift; cd "{device}"; exec sh -c "$1"'
+    scp = f'for a; do shift; set -- "$@" "$(echo $a | sed \'s|^jetson:|{device}/|\')"; done'
+    for name, text in {
+        "ssh": ssh,
+        "scp": scp + '; shift; exec cp "$@"',
+        "python3": f'exec "{sys.executable}" "$@"',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\nset -eu\n{text}\n", "utf-8")
+        (folder / name).chmod(0o755)
+    return folder
 
 
 def accuracy(model: Path, data: Path = SAMPLES / "digits" / "eval.npz") -> float:

@@ -7,7 +7,8 @@ import pytest
 
 from qcompile.planning.demands import shipped_operators
 from qcompile.targets.ort_cpu import ORT_CPU
-from qcompile.targets.providers import PROVIDERS, UNITS, Demand, Unit
+from qcompile.targets.ort_mobile import ORT_MOBILE
+from qcompile.targets.providers import PROVIDERS, UNITS, Codes, Demand, Unit
 from qcompile.targets.target import Output, Role
 
 OPSET = 21
@@ -59,6 +60,26 @@ def test_the_planner_plans_what_the_provider_takes_first(provider):
         best.weight,
         best.per_channel,
     )
+
+
+@pytest.mark.parametrize("name", ["nnapi", "qnn"])
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_weights_of_products_are_uint8_with_one_scale(name, op):
+    provider = PROVIDERS[name]
+    assert provider.quantized[op].codes[0] == Codes("uint8", "uint8")
+    assert provider.static[op].per_tensor
+    assert not provider.static["Conv"].per_tensor
+
+
+@pytest.mark.parametrize("name", ["nnapi", "qnn", "cpu", "xnnpack"])
+def test_what_is_slow_on_the_cpu_is_nothing_to_others(name):
+    target = ORT_MOBILE.on(name)
+    cpu = name in {"cpu", "xnnpack"}
+    assert bool(target.slow_convolutions) == bool(target.costs) == bool(target.pays_from) == cpu
+
+
+def test_the_opset_is_one_that_all_know():
+    assert ORT_MOBILE.opset <= min(p.max_opset for p in PROVIDERS.values() if p.max_opset)
 
 
 @pytest.mark.parametrize("name", ["nnapi", "qnn"])

@@ -16,7 +16,7 @@ import onnxruntime
 from tensorrt_rtx_bindings import *  # noqa: F403
 from tensorrt_rtx_bindings import DataType, TensorIOMode, TensorLocation
 
-__version__ = "11.4.0.106"
+__version__ = os.environ.get("STAND_IN_VERSION", "11.4.0.106")
 
 _TYPES = {"float": DataType.FLOAT, "float16": DataType.HALF, "int64": DataType.INT64}
 _NUMPY = {DataType.FLOAT: np.float32, DataType.HALF: np.float16, DataType.INT64: np.int64}

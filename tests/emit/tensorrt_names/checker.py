@@ -5,6 +5,7 @@ give, and from assignments. Branches under ``if VERSION < (11, 0)`` belong to th
 """
 
 import ast
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ FOLDER = Path(__file__).parent
 MODULE = "trt"
 
 
+@functools.cache
 def names_of(version: str) -> dict:
     """Return the list of a version such as ``11.4``."""
     return json.loads((FOLDER / f"{version}.json").read_text("utf-8"))
