@@ -13,6 +13,9 @@ from qcompile.numerics.grids import symmetric_scales
 
 CODE_HIGH = 2**30
 
+MOVING = ("MaxPool", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Flatten")
+"""What a DequantizeLinear is moved behind."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FenceFloatNodes(GraphPass):
@@ -23,9 +26,10 @@ class FenceFloatNodes(GraphPass):
 
     ONNX Runtime's WeightBiasQuantization turns float weights of a Conv, ConvTranspose or Gemm
     behind a DequantizeLinear into per-tensor int8, silently (recent versions only where a
-    QuantizeLinear follows). It leaves a node
-    alone whose bias is no initializer, and never folds a DequantizeLinear. The codes use 31 bits:
-    the bias moves by less than float32 rounding. Visits: the main graph.
+    QuantizeLinear follows); nodes between that only move data do not stop it, for its QDQPropagation
+    moves the DequantizeLinear behind them first. It leaves a node alone whose bias is no
+    initializer, and never folds a DequantizeLinear. The codes use 31 bits: the bias moves by less
+    than float32 rounding. Visits: the main graph.
     """
 
     name: ClassVar[str] = "fence-float-nodes"
@@ -46,6 +50,8 @@ def _is_exposed(node: ir.Node) -> bool:
         return False
     data, weight = node.inputs[0], node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
+    while data is not None and is_op(mover := data.producer(), *MOVING):
+        data = mover.inputs[0]
     dequantized = data is not None and is_op(data.producer(), "DequantizeLinear")
     if not dequantized or weight is None or not weight.is_initializer():
         return False

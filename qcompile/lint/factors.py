@@ -153,7 +153,7 @@ L26 = Rule(
     "the DQ of a weight stands directly in front of its reader",
     Severity.FLOAT,
     "experiment, TensorRT-RTX 1.7.1: any Cast, and a Reshape that splits or merges the axis of the "
-    "scales, or that follows blocks, lose the kernel; unlike the facts say, a Reshape that keeps "
+    "scales, or that follows blocks, lose the kernel; a Reshape that keeps "
     "that axis whole does not, nor does Transpose",
     _disturbed_weight,
 )
@@ -177,7 +177,6 @@ L47 = Rule(
     "L47",
     "both factors of a Conv, MatMul or Gemm are codes of one type",
     Severity.ERROR,
-    "experiment, TensorRT-RTX 1.7.1, not in the facts: the builder refuses INT8 with FP8, and "
-    "INT4 with FP8",
+    "experiment, TensorRT-RTX 1.7.1: the builder refuses INT8 with FP8, and INT4 with FP8",
     _mixed_codes,
 )

@@ -226,7 +226,7 @@ RULES = (
         "L08",
         "constants have types that TensorRT can store",
         _ERROR,
-        f"{_TRIED}, uint32, uint64, e8m0 and Constant nodes, too (not in the facts)",
+        f"{_TRIED}, uint32, uint64, e8m0 and Constant nodes, too",
         _unstorable,
     ),
     Rule(

@@ -232,7 +232,7 @@ RULES = (
         "L15",
         "the number of 4-bit codes is even",
         _ERROR,
-        f"{_PARSER}; {_TRIED}: the parser refuses it (the facts say the builder)",
+        f"{_PARSER}; {_TRIED}: the parser refuses it",
         _odd_count,
     ),
     Rule(

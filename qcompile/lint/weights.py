@@ -169,8 +169,8 @@ L33 = Rule(
     "INT4 weights are quantized in blocks, of a size that kernels have",
     Severity.FLOAT,
     "TensorRT: its documentation, as digested by others, has blocks of 64 and 128; TensorRT-RTX: "
-    "experiment, 1.7.1: blocks of 4 to 512 are fused as long as there are two of them (the facts "
-    "say 16 to 128); one block, per-channel and per-tensor are not",
+    "experiment, 1.7.1: blocks of 4 to 512 are fused as long as there are two of them; one "
+    "block, per-channel and per-tensor are not",
     _four_bit_blocks,
 )
 L34 = Rule(

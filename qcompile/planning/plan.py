@@ -228,7 +228,7 @@ class Planner:
             else:
                 self.progress.notice(
                     f"leaving the {len(kept)} loudest nodes in float would hardly make the outputs "
-                    "quieter: they stay in int8"
+                    f"quieter: they stay in {self.recipe.scheme}"
                 )
         choices = retried(board, choices, self.alternatives(selection), alone)
         return self.plan(selection, choices)

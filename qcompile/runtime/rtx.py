@@ -28,6 +28,9 @@ from qcompile.runtime.rtx_library import is_installed
 Shape = tuple[int, ...]
 
 STAGE = "build engine"
+
+INNER = "(foreignNode)"
+"""Begins what the library warns of in nodes that it made itself."""
 _TAIL_BYTES = 4096
 _ROOT = Path(__file__).resolve().parents[2]
 _START = (
@@ -155,7 +158,7 @@ class _Heard:
             self.dumps.append(message)
         elif message.strip():
             self.last = message.strip().splitlines()[0]
-        if severity == "WARNING" and (warning := sentence(message)):
+        if severity == "WARNING" and (warning := sentence(message)) and INNER not in warning:
             self.warnings.append(warning)
 
     def layers(self, model: str) -> tuple[EngineLayer, ...]:
