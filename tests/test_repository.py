@@ -91,7 +91,7 @@ def test_every_requirement_is_pinned():
     pins = {line.split("==")[0].lower() for line in pinned()}
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"], *extras["cpu"], *extras["dev"]]
-    wanted += [*extras["bench"], *extras["torch"]]
+    wanted += [*extras["bench"], *extras["torch"], *extras["tensorrt-rtx"]]
     assert {re.split(r"[<>=~ ]", name)[0].lower() for name in wanted} <= pins
 
 
