@@ -28,8 +28,11 @@ from qcompile.samples import Feeds, InMemory
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
 
+SHOWN_SECONDS = 1.0
+"""For a ratio that is shown and not judged."""
+
 AGAIN_SECONDS = 9.0
-"""An engine that seems slower than float is timed once more, three times as long."""
+"""An engine that seems slower than float is timed once more, so long."""
 
 
 def compare(
@@ -196,7 +199,7 @@ def time_engine(
         if again and seems_slower(timing):
             progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
             timing = time_pair(*pair, token or feeds, seconds=AGAIN_SECONDS, provider=on)
-        prefill = time_pair(*pair, feeds, provider=on) if token else None
+        prefill = time_pair(*pair, feeds, seconds=SHOWN_SECONDS, provider=on) if token else None
     except EngineError as error:
         if samples is not None:
             raise

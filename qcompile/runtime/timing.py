@@ -66,7 +66,7 @@ def time_pair(
     feeds: Feeds,
     *,
     threads: int = 1,
-    seconds: float = 3.0,
+    seconds: float = 2.0,
     provider: Provider = CPU,
 ) -> Timing:
     """Time two models in turn, as engines (all optimizations on).
