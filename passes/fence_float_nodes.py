@@ -26,7 +26,7 @@ class FenceFloatNodes(GraphPass):
 
     ONNX Runtime's WeightBiasQuantization turns float weights of a Conv, ConvTranspose or Gemm
     behind a DequantizeLinear into per-tensor int8, silently (recent versions only where a
-    QuantizeLinear follows); nodes between that only move data do not stop it, for its QDQPropagation
+    QuantizeLinear follows); nodes between that only move data do not stop it, for QDQPropagation
     moves the DequantizeLinear behind them first. It leaves a node alone whose bias is no
     initializer, and never folds a DequantizeLinear. The codes use 31 bits: the bias moves by less
     than float32 rounding. Visits: the main graph.
