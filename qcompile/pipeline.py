@@ -178,7 +178,7 @@ class _Job:
             metric = self.metric or proof.own_metric(loaded, data)
             compared = proof.compare(loaded, model, engine, data, metric, jobs, log)
             layers = proof.layers(loaded.model, made, data, jobs, log)
-        timing = None
+        timing, gates = None, self.recipe.gates
         if engine is not None and not delivered.untimed:
             with log.stage("time"):
                 timing = proof.time_engine(
@@ -186,7 +186,8 @@ class _Job:
                     engine,
                     data,
                     weights_alone=self.recipe.scheme == "weight-only",
-                    again=not self.recipe.gates.allow_slower,
+                    judged=not gates.allow_slower or gates.min_speedup is not None,
+                    again=not gates.allow_slower,
                     progress=log,
                 )
         else:

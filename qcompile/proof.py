@@ -28,8 +28,8 @@ from qcompile.samples import Feeds, InMemory
 LAYERED = 4
 """Samples of the layer-by-layer comparison."""
 
-SHOWN_SECONDS = 1.0
-"""For a ratio that is shown and not judged."""
+JUDGED_SECONDS, SHOWN_SECONDS = 2.0, 1.0
+"""Of a measurement: where a gate judges the ratio, and where it is shown alone."""
 
 AGAIN_SECONDS = 9.0
 """An engine that seems slower than float is timed once more, so long."""
@@ -161,6 +161,7 @@ def time_engine(
     data: Split,
     *,
     weights_alone: bool,
+    judged: bool,
     again: bool,
     progress: Progress,
 ) -> Timings | None:
@@ -174,6 +175,7 @@ def time_engine(
         engine: The engine's file.
         data: Timed on its first sample, else on made-up inputs, with a notice.
         weights_alone: The scheme is weight-only.
+        judged: A gate asks for the ratio.
         again: Confirm by a longer measurement, which then counts, that the engine is slower: a
             disturbed machine shows the same pair of models up to 10 % apart.
         progress: Hears of the stage.
@@ -195,7 +197,8 @@ def time_engine(
     progress.step("time", 0, 1)
     try:
         pair, on = (loaded.path, engine.path), engine.provider
-        timing = time_pair(*pair, token or feeds, provider=on)
+        seconds = JUDGED_SECONDS if judged else SHOWN_SECONDS
+        timing = time_pair(*pair, token or feeds, seconds=seconds, provider=on)
         if again and seems_slower(timing):
             progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
             timing = time_pair(*pair, token or feeds, seconds=AGAIN_SECONDS, provider=on)
