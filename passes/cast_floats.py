@@ -7,7 +7,14 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_initializer, drop_unread, lazy_tensor, remove_dead
+from qcompile.graph.edit import (
+    Names,
+    add_cast,
+    add_initializer,
+    drop_unread,
+    lazy_tensor,
+    remove_dead,
+)
 from qcompile.graph.halves import HALVES, Half, is_float32
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.graph.walk import is_constant, is_op, release
@@ -151,21 +158,8 @@ class _Writer:
         self.changed = True
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        node = ir.node(
-            "Cast",
-            [value],
-            attributes={"to": int(dtype)},
-            name=self.names.fresh(value, "Cast"),
-        )
-        result = node.outputs[0]
-        result.name = self.names.fresh(value, str(dtype.numpy()))
-        result.type, result.shape = ir.TensorType(dtype), value.shape
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, node)
-        else:
-            self.graph.insert_before(self.graph[0], node)
-        return result
+        names = self.names.fresh(value, "Cast"), self.names.fresh(value, str(dtype.numpy()))
+        return add_cast(self.graph, value, dtype, *names)
 
     def _take_output(self, value: ir.Value, cast: ir.Value) -> None:
         """Let the Cast be the graph output, under its name."""

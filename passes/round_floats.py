@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, lazy_tensor
+from qcompile.graph.edit import Names, add_cast, lazy_tensor
 from qcompile.graph.halves import HALVES, MOVES
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.graph.walk import all_nodes, is_op, subgraphs
@@ -90,20 +90,7 @@ class _Writer:
         return rounded
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-        node = ir.node(
-            "Cast",
-            [value],
-            attributes={"to": int(dtype)},
-            name=self.names.fresh(value, "Cast"),
-        )
-        result = node.outputs[0]
-        result.name, result.type, result.shape = name, ir.TensorType(dtype), value.shape
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, node)
-        else:
-            self.graph.insert_before(self.graph[0], node)
-        return result
+        return add_cast(self.graph, value, dtype, self.names.fresh(value, "Cast"), name)
 
 
 def _set_attributes(node: ir.Node, half: ir.DataType) -> None:

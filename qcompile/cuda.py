@@ -1,8 +1,7 @@
 """Sessions of ONNX Runtime on NVIDIA GPUs: checked against the tables, and run where a GPU is."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Literal
 
 import onnx_ir as ir
@@ -14,15 +13,14 @@ from qcompile.lint.cuda import PROVIDERS, check_cuda
 from qcompile.lint.cuda import Provider as ProviderName
 from qcompile.lint.rule import Finding, Setting, Severity
 from qcompile.report.schema import Delivery
-from qcompile.report.schema import Finding as FindingRow
 from qcompile.runtime import cuda
 from qcompile.runtime.ort import Session
 from qcompile.runtime.provider import Engine, Provider
 from qcompile.runtime.tensorrt import major_version
 from qcompile.samples import InMemory, Samples
-from qcompile.written import Written
+from qcompile.sections import finding_rows
+from qcompile.written import Delivered, Written
 
-_ORDER = (Severity.ERROR, Severity.NUMERICS, Severity.FLOAT, Severity.WARNING)
 _FALLS = {
     "C01": "no CUDA kernel",
     "C02": "no CUDA kernel in this type",
@@ -41,22 +39,7 @@ _ABSENT: Mapping[ProviderName, Literal["built", "yet to be built"]] = {
 """State of what cannot be run here: the CUDA provider needs the ONNX model alone."""
 
 
-@dataclass(frozen=True)
-class Made:
-    """What was made for the GPU.
-
-    Attributes:
-        facts: For the report.
-        engine: The ONNX file and who runs it here; None where there is no GPU for it.
-        untimed: Why nothing was run; empty where it can be.
-    """
-
-    facts: Delivery
-    engine: Engine | None
-    untimed: str = ""
-
-
-def deliver(written: Written) -> Made:
+def deliver(written: Written) -> Delivered:
     """Check the ONNX file against the provider's kernels; write what runs and judges it elsewhere.
 
     Where a GPU is, that is run once in a process of its own: it builds TensorRT's engines.
@@ -82,14 +65,14 @@ def deliver(written: Written) -> Made:
         bytes=sum(file.stat().st_size for file in folder.glob("model.onnx*")),
         seconds=ran.load_seconds if ran else None,
         library=f"ONNX Runtime {ran.onnxruntime}" if ran else "",
-        findings=_rows(found),
+        findings=finding_rows(found),
         placed={"CUDA": count - falls.total(), "CPU": falls.total()} if predicted else {},
         fallen=falls if predicted else {},
         notes=_measured(ran) if ran else _left_to_do(written, device, why),
     )
     if why:
-        return Made(facts, None, f"not run: {why}; accuracy is that of the simulated model")
-    return Made(facts, Engine(written.model, cuda.in_folder(provider, folder)))
+        return Delivered(None, facts, f"not run: {why}; accuracy is that of the simulated model")
+    return Delivered(Engine(written.model, cuda.in_folder(provider, folder)), facts)
 
 
 def _checked(written: Written, model: ir.Model, device: ProviderName) -> list[Finding]:
@@ -172,16 +155,3 @@ def _measured(ran: cuda.Ran) -> tuple[str, ...]:
     if ran.timing:
         lines.append(f"{ran.timing.median_ms:.3f} ms a run ({ran.timing.how})")
     return tuple(lines)
-
-
-def _rows(found: Sequence[Finding]) -> tuple[FindingRow, ...]:
-    order = sorted(found, key=lambda finding: _ORDER.index(finding.severity))
-    return tuple(
-        FindingRow(
-            rule=finding.rule,
-            severity=finding.severity.value,
-            where=finding.where,
-            what=finding.what,
-        )
-        for finding in order
-    )

@@ -1,10 +1,8 @@
 """From the rewritten ONNX file to what runs on the device, for each kind of target."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from qcompile import cuda, mobile, tensorrt_engine
-from qcompile.compare.gates import GateResult
 from qcompile.data import Split
 from qcompile.frontend import Loaded
 from qcompile.lint.rule import FLAVOURS
@@ -18,7 +16,7 @@ from qcompile.runtime.provider import Engine
 from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
 from qcompile.tensorrt_engine import EngineJob
-from qcompile.written import Written
+from qcompile.written import Delivered, Written
 
 UNTIMED = (
     "the engine was not run here: accuracy is that of the simulated model, by which gates are "
@@ -33,23 +31,6 @@ _ANY_SHAPE = ("ort-cpu", "onnx")
 FOREIGN = "not timed: the engine is for ARM, and this machine is not"
 
 RUN = "the engine was run and judged by TensorRT itself: see 'engine'"
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """What was made of the ONNX file.
-
-    Attributes:
-        engine: What ONNX Runtime runs on this machine as the engine; None where nothing does.
-        facts: For the report; None where the ONNX file itself is the engine.
-        untimed: Why a time on this machine would say nothing; empty where it does.
-        judged: Gates that were judged on the device itself.
-    """
-
-    engine: Engine | None
-    facts: Delivery | None = None
-    untimed: str = ""
-    judged: tuple[GateResult, ...] = ()
 
 
 def check_request(target: Target, recipe: Recipe, log: StageLog) -> None:
@@ -96,8 +77,7 @@ def deliver(target: Target, written: Written) -> Delivered:
         facts = mobile.deliver(written)
         return _for_arm(written.model.with_name(facts.path), facts)
     if target.name == "ort-cuda":
-        made = cuda.deliver(written)
-        return Delivered(made.engine, made.facts, made.untimed)
+        return cuda.deliver(written)
     untimed = UNTIMED if written.data.evaluation else UNSEEN
     if target.name == "tensorrt-rtx":
         return Delivered(None, EngineJob(written).rtx(), untimed)

@@ -10,8 +10,8 @@ from qcompile.recipe import HighPrecision, Recipe
 from qcompile.runtime.host import host_cpu
 from qcompile.targets.target import ANY, Target, Types
 
-SCALES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""What the remainder computes in to the type of scales beside it."""
+FLOAT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What the remainder computes in to its type, which scales beside it have, too."""
 
 
 def device_of(recipe: Recipe, target: Target, progress: Progress) -> str:
@@ -72,7 +72,7 @@ def _remainder(recipe: Recipe, target: Target, device: str) -> HighPrecision:
     if recipe.high_precision != "fp32":
         if recipe.scheme == "int8-dynamic":
             raise RecipeError("--high-precision: --dynamic leaves the rest in fp32")
-        if recipe.scheme == "weight-only" and SCALES[recipe.high_precision] not in SCALE_TYPES:
+        if recipe.scheme == "weight-only" and FLOAT_TYPES[recipe.high_precision] not in SCALE_TYPES:
             raise RecipeError(
                 f"--high-precision {recipe.high_precision}: scales of weights in few bits are fp32 "
                 "or fp16: take one of these"
@@ -90,4 +90,4 @@ def types_of(recipe: Recipe, target: Target, device: str, remainder: HighPrecisi
     if recipe.scheme not in (*CALIBRATED, "int8-dynamic"):
         return None
     types = target.types(recipe.scheme, device)
-    return replace(types, scale=SCALES[remainder]) if types.symmetric else types  # type: ignore[arg-type]
+    return replace(types, scale=FLOAT_TYPES[remainder]) if types.symmetric else types  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qcompile.data import Split
+from qcompile.devices import FLOAT_TYPES
 from qcompile.errors import PlanError
 from qcompile.frontend import Loaded
 from qcompile.graph.edit import Names
@@ -27,9 +28,6 @@ from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import HighPrecision, Recipe
 from qcompile.targets.target import Half, Target
-
-TYPES = {"fp16": "float16", "bf16": "bfloat16"}
-"""Half precision by option, and its name in ONNX."""
 
 BF16_OPSET = 22
 """Convolutions and pooling take bfloat16 from here on."""
@@ -70,7 +68,7 @@ class Halves:
             dump_passes: Folder for the graph's text after the pass.
         """
         with self.log.stage("halves"):
-            half, keep_ports = TYPES[self.half], not self.recipe.half_ports
+            half, keep_ports = FLOAT_TYPES[self.half], not self.recipe.half_ports
             kept = self._kept()
             folder = dump_passes / "halves" if dump_passes else None
             run_passes(made.model, [SoftenMasks()], holds=self.loaded.holds)
@@ -92,7 +90,7 @@ class Halves:
             model = self.loaded.model.clone()
             run_passes(model, [SoftenMasks()], holds=self.loaded.holds)
             kept = float32_nodes(
-                model, samples, TYPES[self.half], jobs=recipe.jobs or 1, progress=self.log
+                model, samples, FLOAT_TYPES[self.half], jobs=recipe.jobs or 1, progress=self.log
             )
         if plan is not None:  # it knows all but what is behind codes
             names = [node.name or "" for node in model.graph]
@@ -109,7 +107,7 @@ class Halves:
         device = self.target.devices.get(self.device)
         if device is None or device.kernels is None:
             return {}
-        half, none = TYPES[self.half], frozenset[str]()
+        half, none = FLOAT_TYPES[self.half], frozenset[str]()
         return {
             node.name or "": f"{self.target.name} has no {node.op_type} in {half} on {self.device}"
             for node in self.loaded.model.graph
@@ -129,8 +127,8 @@ def stand_in(model: Path, half: Half, holds: frozenset[Fact]) -> ir.Model:
         holds: Facts that hold of it.
     """
     graph = ir.load(model)
-    run_passes(graph, [RoundFloats(dtype=TYPES[half])], holds=holds)
-    _widen_ports(graph, HALVES[TYPES[half]].dtype)
+    run_passes(graph, [RoundFloats(dtype=FLOAT_TYPES[half])], holds=holds)
+    _widen_ports(graph, HALVES[FLOAT_TYPES[half]].dtype)
     return graph
 
 
@@ -141,7 +139,7 @@ def check_halves(plan: Plan, remainder: HighPrecision) -> None:
         PlanError: It has; names the node.
     """
     for name, entry in plan.nodes.items():
-        if entry.precision in TYPES and entry.precision != remainder:
+        if entry.precision in FLOAT_TYPES and entry.precision != remainder:
             raise PlanError(
                 f"--plan: node {name} is {entry.precision}, but what this build computes in float "
                 f"becomes {remainder}: build with --high-precision {entry.precision}, or edit the "

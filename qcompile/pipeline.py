@@ -24,8 +24,8 @@ from qcompile.bundle import (
 from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
-from qcompile.delivery import Delivered, check_request, deliver, shapes_for
-from qcompile.devices import SCALES, device_of, remainder_of, types_of
+from qcompile.delivery import check_request, deliver, shapes_for
+from qcompile.devices import FLOAT_TYPES, device_of, remainder_of, types_of
 from qcompile.emit.ort_file import write_engine, write_optimized
 from qcompile.errors import GateError, RecipeError
 from qcompile.fitting import Fitting
@@ -49,7 +49,7 @@ from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
 from qcompile.w8a8 import W8A8
 from qcompile.weight_only import WeightOnly, working_folder
-from qcompile.written import Written
+from qcompile.written import Delivered, Written
 
 CHECKED = 2
 """Samples on which the clean-up is compared with the source."""
@@ -178,7 +178,7 @@ class _Job:
             metric = self.metric or proof.own_metric(loaded, data)
             compared = proof.compare(loaded, model, engine, data, metric, jobs, log)
             layers = proof.layers(loaded.model, made, data, jobs, log)
-        timing, gates = None, self.recipe.gates
+        timing = None
         if engine is not None and not delivered.untimed:
             with log.stage("time"):
                 timing = proof.time_engine(
@@ -186,8 +186,7 @@ class _Job:
                     engine,
                     data,
                     weights_alone=self.recipe.scheme == "weight-only",
-                    judged=not gates.allow_slower or gates.min_speedup is not None,
-                    again=not gates.allow_slower,
+                    gates=self.recipe.gates,
                     progress=log,
                 )
         else:
@@ -246,7 +245,7 @@ class _Job:
                 folder = stack.enter_context(
                     working_folder(loaded, data, self.recipe, edited, self.log)
                 )
-                scales = SCALES[half] if halves else None
+                scales = FLOAT_TYPES[half] if halves else None
                 made = WeightOnly(*about, scales, edited, self.log, folder).quantize(dumps)
             else:
                 scheme = self.recipe.scheme

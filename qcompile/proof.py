@@ -17,6 +17,7 @@ from qcompile.errors import EngineError
 from qcompile.frontend import Loaded
 from qcompile.progress import Progress
 from qcompile.quantized import Quantized
+from qcompile.recipe import Gates
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
 from qcompile.runtime.prefill import first_token
@@ -161,8 +162,7 @@ def time_engine(
     data: Split,
     *,
     weights_alone: bool,
-    judged: bool,
-    again: bool,
+    gates: Gates,
     progress: Progress,
 ) -> Timings | None:
     """Time source model and engine in turn.
@@ -175,9 +175,9 @@ def time_engine(
         engine: The engine's file.
         data: Timed on its first sample, else on made-up inputs, with a notice.
         weights_alone: The scheme is weight-only.
-        judged: A gate asks for the ratio.
-        again: Confirm by a longer measurement, which then counts, that the engine is slower: a
-            disturbed machine shows the same pair of models up to 10 % apart.
+        gates: Say whether the ratio is judged. Unless a slower engine is allowed, that it is slower
+            is confirmed by a longer measurement, which then counts: a disturbed machine shows the
+            same pair of models up to 10 % apart.
         progress: Hears of the stage.
 
     Returns:
@@ -197,9 +197,10 @@ def time_engine(
     progress.step("time", 0, 1)
     try:
         pair, on = (loaded.path, engine.path), engine.provider
+        judged = not gates.allow_slower or gates.min_speedup is not None
         seconds = JUDGED_SECONDS if judged else SHOWN_SECONDS
         timing = time_pair(*pair, token or feeds, seconds=seconds, provider=on)
-        if again and seems_slower(timing):
+        if not gates.allow_slower and seems_slower(timing):
             progress.notice(f"seemed slower than float ({timing.ratio:.2f}x): timed again, longer")
             timing = time_pair(*pair, token or feeds, seconds=AGAIN_SECONDS, provider=on)
         prefill = time_pair(*pair, feeds, seconds=SHOWN_SECONDS, provider=on) if token else None

@@ -13,6 +13,7 @@ from qcompile.frontend import Loaded
 from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.graph.work import multiply_adds
+from qcompile.lint.rule import Finding, Severity
 from qcompile.plan import FLOATS, Plan
 from qcompile.report.schema import (
     Artifact,
@@ -28,10 +29,13 @@ from qcompile.report.schema import (
     PortFacts,
     Speed,
 )
+from qcompile.report.schema import Finding as FindingRow
 from qcompile.runtime.ort import Kernel
 from qcompile.runtime.timing import Timing
 from qcompile.samples import Port
 from qcompile.targets.target import Role, Target
+
+_GRAVEST = (Severity.ERROR, Severity.NUMERICS, Severity.FLOAT, Severity.WARNING)
 
 
 def model_facts(loaded: Loaded) -> ModelFacts:
@@ -181,6 +185,20 @@ def speed(timing: Timing | None) -> Speed | None:
 def gates(results: Iterable[GateResult]) -> tuple[Gate, ...]:
     """Turn gate results into rows."""
     return tuple(Gate.model_validate(result.model_dump()) for result in results)
+
+
+def finding_rows(found: Iterable[Finding]) -> tuple[FindingRow, ...]:
+    """Turn what a lint found into rows, the gravest first."""
+    order = sorted(found, key=lambda finding: _GRAVEST.index(finding.severity))
+    return tuple(
+        FindingRow(
+            rule=finding.rule,
+            severity=finding.severity.value,
+            where=finding.where,
+            what=finding.what,
+        )
+        for finding in order
+    )
 
 
 def artifacts(files: Mapping[str, FileDigest]) -> tuple[Artifact, ...]:

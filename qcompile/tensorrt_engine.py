@@ -19,13 +19,13 @@ from qcompile.profiles import profiles_of
 from qcompile.progress import Progress, Silent, StageLog
 from qcompile.recipe import Recipe
 from qcompile.report.schema import Delivery, EngineLayer
-from qcompile.report.schema import Finding as FindingRow
 from qcompile.runtime import rtx, tensorrt
 from qcompile.runtime.layer_dump import EngineLayer as Kernel
 from qcompile.runtime.obtained import WEIGHTED, obtained
 from qcompile.runtime.ort import Session
 from qcompile.runtime.rtx_library import is_installed
 from qcompile.samples import InMemory, Samples
+from qcompile.sections import finding_rows
 from qcompile.targets.profiles import Profile, parse_profiles
 from qcompile.targets.target import ANY
 from qcompile.written import Written
@@ -38,9 +38,6 @@ _NOT_OF_RTX = {
     "hardware_compatible": "engines of TensorRT for RTX are for the GPUs that --sm names",
 }
 """Key of the recipe to why an engine that is built without a GPU cannot have it."""
-
-_ORDER = (Severity.ERROR, Severity.NUMERICS, Severity.FLOAT, Severity.WARNING)
-
 
 RTX: Flavour = "tensorrt-rtx"
 
@@ -136,7 +133,7 @@ class EngineJob:
             seconds=round(built.seconds, 2),
             library=f"TensorRT for RTX {is_installed()}",
             layers=self._layers(built.layers, found),
-            findings=_rows(found),
+            findings=finding_rows(found),
         )
 
     def tensorrt(self) -> tuple[Delivery, tuple[GateResult, ...]]:
@@ -160,7 +157,7 @@ class EngineJob:
                 "folder on the device: it builds, compares with the samples here and exits 3 when "
                 "a gate is missed"
             )
-            return Delivery(kind=kind, findings=_rows(found), notes=(note,)), ()
+            return Delivery(kind=kind, findings=finding_rows(found), notes=(note,)), ()
         built = tensorrt.build(self.on.model.parent, self.on.log)
         engine = built.engine
         if engine is None:
@@ -181,7 +178,7 @@ class EngineJob:
             seconds=built.seconds,
             library=f"TensorRT {built.tensorrt}",
             layers=self._layers(built.layers, found),
-            findings=_rows(found),
+            findings=finding_rows(found),
             notes=(*([took] if took else []), *figures),
         )
         return facts, judged
@@ -276,17 +273,4 @@ def _row(row: EngineType) -> EngineLayer:
     rule = f"{row.rule}: {row.why}" if row.why else row.rule
     return EngineLayer(
         node=row.node, op=row.op, wanted=row.wanted, obtained=row.obtained, rule=rule
-    )
-
-
-def _rows(found: list[Finding]) -> tuple[FindingRow, ...]:
-    order = sorted(found, key=lambda finding: _ORDER.index(finding.severity))
-    return tuple(
-        FindingRow(
-            rule=finding.rule,
-            severity=finding.severity.value,
-            where=finding.where,
-            what=finding.what,
-        )
-        for finding in order
     )

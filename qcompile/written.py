@@ -1,14 +1,17 @@
-"""A rewritten model on disk, and all that is known of it."""
+"""A rewritten model on disk with all that is known of it, and what is made of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcompile.compare.gates import GateResult
 from qcompile.data import Split
 from qcompile.frontend import Loaded
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
+from qcompile.report.schema import Delivery
+from qcompile.runtime.provider import Engine
 from qcompile.targets.profiles import Profile
 
 
@@ -35,3 +38,20 @@ class Written:
     made: Quantized
     profiles: Mapping[str, Profile]
     log: StageLog
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What was made of the ONNX file.
+
+    Attributes:
+        engine: What ONNX Runtime runs on this machine as the engine; None where nothing does.
+        facts: For the report; None where the ONNX file itself is the engine.
+        untimed: Why a time on this machine would say nothing; empty where it does.
+        judged: Gates that were judged on the device itself.
+    """
+
+    engine: Engine | None
+    facts: Delivery | None = None
+    untimed: str = ""
+    judged: tuple[GateResult, ...] = ()

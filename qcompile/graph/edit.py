@@ -68,6 +68,21 @@ def lazy_tensor(
     return ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name)
 
 
+def add_cast(
+    graph: ir.Graph, value: ir.Value, dtype: ir.DataType, node_name: str, name: str
+) -> ir.Value:
+    """Put a Cast right behind what makes a value, that of an input first; return its output."""
+    node = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=node_name)
+    result = node.outputs[0]
+    result.name, result.type, result.shape = name, ir.TensorType(dtype), value.shape
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, node)
+    else:
+        graph.insert_before(graph[0], node)
+    return result
+
+
 def take_over(new: ir.Value, old: ir.Value) -> None:
     """Let ``new`` replace ``old`` everywhere, graph outputs included, under the old name and type.
 

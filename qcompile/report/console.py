@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qcompile.plan import FLOATS
 from qcompile.report import text
 from qcompile.report.console_delivery import delivery_lines
 from qcompile.report.console_weights import weight_lines
@@ -25,9 +26,6 @@ from qcompile.report.schema import (
     Speed,
 )
 from qcompile.report.wrapped import Wrapped
-
-FLOATS = ("fp16", "bf16", "float")
-"""Precisions without codes; ``float`` is fp32."""
 
 WORST = 8
 REASONS = 12
@@ -80,7 +78,7 @@ def plan_lines(plan: PlanSummary) -> RenderableType | None:
     total = sum(plan.nodes.values())
     if not total:
         return None
-    plain = ("float",) if plan.scheme in FLOATS else FLOATS
+    plain: Collection[str] = ("float",) if plan.scheme in FLOATS else FLOATS
     chosen = {k: n for k, n in plan.nodes.items() if k not in plain}
     rest = {k: n for k, n in plan.nodes.items() if k in plain}
     others = f", the rest {text.listed(rest)}" if rest.keys() - {"float"} else ""
