@@ -103,8 +103,10 @@ class Weights(Frozen):
         algorithm: auto takes, for each layer, the one with the least output error on held-back
             samples.
         act_order: GPTQ solves columns by falling input power.
-        static_groups: Groups and their scales are fixed before GPTQ moves weights. Without it, and
-            with act_order, columns are stored in the order in which they were solved.
+        static_groups: Groups and their scales are fixed before GPTQ moves weights. False: scales
+            are found when a group's turn comes, and with act_order columns are stored in the order
+            in which they were solved. None: narrow groups are solved one after another, columns
+            where they were, and wide ones are fixed before.
         damping: Of GPTQ's Hessian, as a share of its mean diagonal.
         search: Scales by least squared error, not by the extremes of the group.
         operators: What is quantized: MatMul, Gemm; Conv too, where the target has a form for it.
@@ -117,7 +119,7 @@ class Weights(Frozen):
     asymmetric: bool = False
     algorithm: Algorithm = "auto"
     act_order: bool = True
-    static_groups: bool = True
+    static_groups: bool | None = None
     damping: float = Field(default=0.01, gt=0, lt=10)
     search: bool = True
     operators: tuple[str, ...] = ("MatMul", "Gemm")

@@ -76,6 +76,10 @@ class WeightFormat:
         """Return the number of groups in a row."""
         return -(-columns // self.group_size) if self.group_size else 1
 
+    def width(self, columns: int) -> int:
+        """Return the columns of the widest group in a row."""
+        return min(self.group_size or columns, columns)
+
     def group_of(self, columns: int) -> npt.NDArray[np.int64]:
         """Return the group of each column, ``(K,)``."""
         return np.arange(columns) // (self.group_size or columns)

@@ -12,11 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.numerics.awq import Rounding, input_scale, round_clipped
-from qcompile.numerics.gptq import (
-    InverseHessian,
-    prepare,
-    solve_prepared,
-)
+from qcompile.numerics.gptq import InverseHessian, prepare, solve_prepared
 from qcompile.numerics.grouped import solve_grouped
 from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest
 from qcompile.numerics.hessian import HessianSum, output_error, output_error_on
@@ -32,6 +28,10 @@ JUDGES = 6
 
 JUDGING = 1024
 """Rows that judge."""
+
+NARROW = 64
+"""Columns of a group that GPTQ solves as a whole: of a wider one the order of columns counts more
+than a scale that is clipped when the group's turn comes."""
 
 
 class LayerInputs:
@@ -214,17 +214,22 @@ class _Solver:
         if algorithm == "rtn":
             return [round_nearest(w, self.form, search=search) for w in weights]
         if algorithm == "gptq":
-            inverse = self._inverse(0)
-            static = self.options.static_groups
-            return [
-                solve_prepared(w, inverse, self.form, static_groups=static, search=search)
-                for w in (np.asarray(weight, np.float64) for weight in weights)
-            ]
+            return [self._by_columns(np.asarray(weight, np.float64)) for weight in weights]
         if algorithm == "awq":
             return self._scaled(weights, self._clipped)
         # one after another: each has its own inverse, and they are the largest there is
         both = (self._scaled(weights, make()) for make in (self._act_ordered, self._grouped))
         return min(both, key=lambda solved: self._error(weights, solved))
+
+    def _by_columns(self, weight: Floats) -> SolvedWeight:
+        """Return GPTQ's codes of a weight ``(R, K)`` as it is."""
+        form, static, search = self.form, self.options.static_groups, self.options.search
+        if static is None and form.width(weight.shape[1]) <= NARROW:
+            return solve_grouped(weight, self._inverse(form.group_size), form, search=search)
+        inverse = self._inverse(0)
+        return solve_prepared(
+            weight, inverse, form, static_groups=static is not False, search=search
+        )
 
     def _scaled(self, weights: Sequence[Floats], rounding: Rounding) -> list[SolvedWeight]:
         """Search the scale of the inputs; round with the best."""

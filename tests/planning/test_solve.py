@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qcompile.numerics.gptq import prepare, solve_prepared
+from qcompile.numerics.grouped import solve_grouped
 from qcompile.numerics.groups import WeightFormat, round_nearest
 from qcompile.planning.solve import (
     JUDGES,
@@ -179,6 +181,19 @@ def test_static_groups_keep_the_order_of_columns(static):
     if not static:
         power = np.diag(inputs_of().hessian.matrix())
         np.testing.assert_array_equal(order, np.argsort(-power, kind="stable"))
+
+
+@pytest.mark.parametrize(("size", "narrow"), [(0, False), (64, True), (128, False), (16, True)])
+def test_gptq_solves_narrow_groups_in_turn_and_wide_ones_on_fixed_grids(size, narrow):
+    form, (weight,) = WeightFormat(3, size), weights_of(6, (16, 160))
+    inputs = inputs_of(160)
+    options = Weights(bits=3, group_size=size, algorithm="gptq")
+    (outcome,), _ = solve_layers([weight], inputs, options, "float32")
+    inverse = prepare(inputs.hessian.matrix(), group_size=size if narrow else 0)
+    expected = (solve_grouped if narrow else solve_prepared)(weight, inverse, form)
+    assert outcome.chosen.solved.order is None
+    for name in ("codes", "scales"):
+        np.testing.assert_array_equal(getattr(outcome.chosen.solved, name), getattr(expected, name))
 
 
 def test_inputs_of_zero_leave_an_error_of_zero():
