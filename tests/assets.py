@@ -1,7 +1,11 @@
 """Where the real models and data are, and how tests that need them skip."""
 
+import importlib
 import os
+import sys
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,3 +21,11 @@ needs_assets = pytest.mark.skipif(
 def asset(*parts: str) -> Path:
     """Return the path of an asset."""
     return ASSETS.joinpath(*parts)
+
+
+@cache
+def tool(name: str) -> ModuleType:
+    """Import ``score`` or ``calib`` from the assets."""
+    if str(ASSETS) not in sys.path:
+        sys.path.insert(0, str(ASSETS))
+    return importlib.import_module(name)

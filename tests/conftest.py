@@ -1,4 +1,4 @@
-"""Hypothesis profiles, the environment of all processes, the switch that rewrites golden files."""
+"""Hypothesis profiles, the environment of all processes, times of builds, the golden switch."""
 
 import os
 
@@ -33,3 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _timed_briefly() -> None:
+    from tests.brief import time_briefly
+
+    time_briefly()

@@ -1,14 +1,11 @@
 """The models of the benchmarks: real ones from the assets, with calibration data and score."""
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-from tests.assets import ASSETS, asset
+from tests.assets import asset, tool
 from tests.benchmarks.peers import Feeds
 
 
@@ -47,14 +44,6 @@ GOALS: dict[str, Goal] = {
 def model_path(name: str) -> Path:
     """Return the float model."""
     return asset("models", f"{name}.onnx")
-
-
-@cache
-def tool(name: str) -> ModuleType:
-    """Import ``score`` or ``calib`` from the assets."""
-    if str(ASSETS) not in sys.path:
-        sys.path.insert(0, str(ASSETS))
-    return importlib.import_module(name)
 
 
 @cache

@@ -21,6 +21,12 @@ def run(tmp_path: Path) -> Run:
     return partial(process.run, tmp_path)
 
 
+@pytest.fixture
+def fresh(tmp_path: Path) -> Run:
+    """Run it in a Python of its own."""
+    return partial(process.fresh, tmp_path)
+
+
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for builds that share one cache; each has an output of its own."""
@@ -30,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def static(work: Path) -> Ended:
     """The static build of the digits, into ``out``; the first there with these samples."""
-    done = process.run(work, *STATIC, "-o", "out", "--json")
+    done = process.fresh(work, *STATIC, "-o", "out", "--json")
     assert done.code == 0, done.err
     return done
 

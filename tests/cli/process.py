@@ -1,19 +1,29 @@
-"""The command as a user runs it: a process of its own, in a folder, with a cache in that folder."""
+"""The command as a user runs it: a process of its own, in a folder, with a cache in that folder.
 
+``fresh`` starts a Python for it. ``run`` forks one that has imported everything and that times
+engines for a moment only: what a command costs here is mostly its imports and its clock.
+"""
+
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.assets import ROOT
+from tests.forks import Server
+
 COMMAND = (sys.executable, "-m", "qcompile")
 TERMINAL = ("CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS")
 """Variables that change how output looks: only a test that names them has them."""
+READ_LATE = {"COLUMNS", "QCOMPILE_CACHE"}
+"""Variables that nothing reads before a command begins."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,31 @@ def start(folder: Path, *arguments: str | Path, **more: str) -> subprocess.Popen
     return _started(folder, [*COMMAND, *map(str, arguments)], more)
 
 
-def run(folder: Path, *arguments: str | Path, **more: str) -> Ended:
-    """Run a command to its end."""
+def fresh(folder: Path, *arguments: str | Path, **more: str) -> Ended:
+    """Run a command to its end in a Python of its own."""
     return ended(start(folder, *arguments, **more))
+
+
+def run(folder: Path, *arguments: str | Path, **more: str) -> Ended:
+    """Run a command to its end; ``fresh`` where a module may read ``more`` as it is imported."""
+    if more.keys() - READ_LATE:
+        return fresh(folder, *arguments, **more)
+    with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+        code = _forks().run(
+            {
+                "folder": str(folder),
+                "arguments": [str(argument) for argument in arguments],
+                "environment": environment(folder, **more),
+                "out": out.name,
+                "err": err.name,
+            }
+        )
+        return Ended(code, out.read().decode(), err.read().decode())
+
+
+@functools.cache
+def _forks() -> Server:
+    return Server("tests.cli.forks", environment(ROOT))
 
 
 def shell(folder: Path, line: str, **more: str) -> Ended:

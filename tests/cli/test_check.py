@@ -51,8 +51,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_nothing_found_is_said_plainly(folder: Path, run: Run) -> None:
-    done = run("check", "good.onnx")
+def test_nothing_found_is_said_plainly(folder: Path, fresh: Run) -> None:
+    done = fresh("check", "good.onnx")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
         "checked  good.onnx",

@@ -1,4 +1,4 @@
-"""The main jobs as users do them: real commands as processes, real models, nothing shortened."""
+"""The main jobs as users do them: real commands as processes, on a real model."""
 
 import json
 import shutil
@@ -25,6 +25,12 @@ FILES = ["manifest.json", "model.onnx", "plan.json", "report.json"]
 def run(work: Path) -> Run:
     """Run a command in the folder that these tests share, with its cache."""
     return partial(process.run, work)
+
+
+@pytest.fixture(scope="session")
+def fresh(work: Path) -> Run:
+    """Run it there in a Python of its own: each command at least once."""
+    return partial(process.fresh, work)
 
 
 @pytest.fixture(scope="session")
@@ -135,11 +141,11 @@ def test_missed_gate_keeps_the_good_bundle(run: Run, static: Ended, work: Path) 
     assert {path: path.read_bytes() for path in (work / "out").iterdir()} == good
 
 
-def test_slower_engine_is_refused_unless_allowed(run: Run, work: Path) -> None:
+def test_slower_engine_is_refused_unless_allowed(run: Run, fresh: Run, work: Path) -> None:
     onnx.save(perceptron(0, layers=1), work / "tiny.onnx")  # 32 weights: rounding costs more
     write_data(work / "tiny-data")
     common = ("build", "tiny.onnx", "--dynamic", "--eval", "tiny-data", "-q")
-    done = run(*common, "-o", "slow", "--json")
+    done = fresh(*common, "-o", "slow", "--json")
     assert done.code == 3, done.err
     report = done.json()
     assert [g["name"] for g in report["gates"] if not g["passed"]] == ["not-slower"]
@@ -170,15 +176,15 @@ def test_dynamic_needs_no_data(run: Run, work: Path) -> None:
 
 def test_calibrate_keeps_what_a_build_needs(run: Run, plain: Ended, tmp_path: Path) -> None:
     command = ("calibrate", MODEL, "--calib", CALIB, "--json", "-q")
-    first = answer(process.run(tmp_path, *command))
+    first = answer(process.fresh(tmp_path, *command))
     assert (first["samples"], first["found"], first["reused"]) == (160, 200, 0)
     count = len(first["tensors"])
     assert answer(process.run(tmp_path, *command))["reused"] == count > 0
     assert answer(run(*command))["reused"] == count
 
 
-def test_compare_says_what_the_build_said(run: Run, report: Any) -> None:
-    found = answer(run("compare", MODEL, "out/model.onnx", "--data", EVAL, "--json", "-q"))
+def test_compare_says_what_the_build_said(run: Run, fresh: Run, report: Any) -> None:
+    found = answer(fresh("compare", MODEL, "out/model.onnx", "--data", EVAL, "--json", "-q"))
     assert found["comparison"] == report["engine"]
     shown = run("compare", MODEL, MODEL, "--data", EVAL)
     assert shown.code == 0
@@ -200,9 +206,9 @@ def test_calibrate_tells_ranges_of_one_method(run: Run) -> None:
     assert answer(run(*common))["tensors"][0]["range_high"] is None
 
 
-def test_inspect_says_what_a_build_does(run: Run, plain: Ended, work: Path) -> None:
+def test_inspect_says_what_a_build_does(fresh: Run, plain: Ended, work: Path) -> None:
     built = json.loads((work / "digits-int8-ort-cpu" / "report.json").read_text())
-    seen = answer(run("inspect", MODEL, "--json", "-q"))
+    seen = answer(fresh("inspect", MODEL, "--json", "-q"))
     assert seen["model"] == built["model"]
     for key in ("nodes", "by_op", "tensors", "float_nodes", "int8_share"):
         assert seen["plan"][key] == built["plan"][key], key
@@ -220,8 +226,8 @@ def test_inspect_says_why_not(run: Run, work: Path) -> None:
     assert "Sin" in text
 
 
-def test_bench_says_what_the_build_said(run: Run, report: Any, work: Path) -> None:
-    found = answer(run("bench", MODEL, "out/model.onnx", MODEL, "--json", "-q"))
+def test_bench_says_what_the_build_said(run: Run, fresh: Run, report: Any, work: Path) -> None:
+    found = answer(fresh("bench", MODEL, "out/model.onnx", MODEL, "--json", "-q"))
     first, engine, same = found["rows"]
     assert found["inputs"] == "made up"
     assert (first["ratio"], first["bytes"]) == (None, MODEL.stat().st_size)

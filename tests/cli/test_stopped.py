@@ -1,7 +1,6 @@
 """Builds that are stopped in the middle, as processes: nothing partial stays, work is reused."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from tests.cli.nets import CALIB, MODEL, arrays
 from tests.cli.process import ended
 
 SAMPLES = 3000
+OPTIONS = ("-o", "out", "--jobs", "1", "--allow-slower", "--no-keep-accuracy")
+BUILD = ("build", MODEL, "--calib", "many.npz", *OPTIONS)
 
 pytestmark = pytest.mark.slow
 
@@ -28,15 +29,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    options = ("-o", "out", "--jobs", "1", "--allow-slower", "--no-keep-accuracy")
-    build = ("build", MODEL, "--calib", "many.npz", *options)
-    return process.start(folder, *build, PYTHONUNBUFFERED="1")
-
-
 def stop_in_histograms(folder: Path, number: signal.Signals) -> tuple[int, str]:
     """Start a build, send a signal when the ranges are kept; return exit code and stderr."""
-    build = start(folder)
+    build = process.start(folder, *BUILD, PYTHONUNBUFFERED="1")
     deadline = time.monotonic() + 60
     while not kept(folder) and build.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -65,7 +60,7 @@ def test_interrupt_leaves_nothing_and_the_next_build_continues(folder: Path) -> 
     assert "Traceback" not in errors
     assert names(folder) == ["cache", "many.npz"]
 
-    again = ended(start(folder))
+    again = process.run(folder, *BUILD)
     assert again.code == 0, again.err
     assert "calibrate: ranges" not in again.err
     assert "calibrate: histograms: continues after" in again.out
@@ -78,7 +73,7 @@ def test_kill_leaves_no_bundle_and_the_next_build_takes_over(folder: Path) -> No
     assert not (folder / "out").exists()
     assert any(name.startswith(".out.partial-") for name in names(folder))
 
-    again = ended(start(folder))
+    again = process.run(folder, *BUILD)
     assert again.code == 0, again.err
     assert "calibrate: ranges" not in again.err
     assert names(folder) == ["cache", "many.npz", "out"]

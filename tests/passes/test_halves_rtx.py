@@ -1,7 +1,6 @@
 """Graphs in half precision, parsed and built by TensorRT for RTX."""
 
-import itertools
-import sys
+from itertools import islice
 
 import numpy as np
 import onnx_ir as ir
@@ -12,15 +11,17 @@ from qcompile.graph.halves import HALVES
 from qcompile.graph.runner import run_passes
 from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.convert_opset import ConvertOpset
+from qcompile.passes.hold_floats import HoldFloats
 from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.name_values import NameValues
 from qcompile.planning.half import float32_nodes
 from qcompile.progress import Silent
-from qcompile.runtime.rtx import RtxRequest, build
+from qcompile.runtime.rtx import RtxRequest
 from qcompile.runtime.rtx_library import is_installed
 from qcompile.samples import InMemory
-from tests.assets import asset, needs_assets
+from tests.assets import asset, needs_assets, tool
 from tests.planning.tools import graph_of, normal
+from tests.runtime import rtx_forks
 
 pytestmark = pytest.mark.skipif(is_installed() is None, reason="TensorRT for RTX is not installed")
 
@@ -35,7 +36,7 @@ def built(model, folder, profiles=None):
     request = RtxRequest(
         folder / "model.onnx", folder / "engine", sms=(89,), profiles=profiles or {}
     )
-    return build(request, Silent())
+    return rtx_forks.built(request)
 
 
 def types(layers):
@@ -51,16 +52,11 @@ def types(layers):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_real_models_compute_in_half(name, dtype, tmp_path):
-    sys.path.insert(0, str(asset()))
-    try:
-        from calib import SETS
-    finally:
-        sys.path.pop(0)
     path = asset("models", f"{name}.onnx")
     loaded = load(path, "ort-cpu", "weight-only", threads=1, dump_dir=None, progress=Silent())
     model = loaded.model
     run_passes(model, list(OPSET), holds=loaded.holds)
-    samples = InMemory(list(itertools.islice(SETS[name](), 4)))
+    samples = InMemory(list(islice(tool("calib").SETS[name](), 4)))
     step = CastFloats(dtype=dtype, kept=float32_nodes(model, samples, dtype))
     run_passes(model, [step], holds=loaded.holds)
     port, shape = SHAPES[name]
@@ -96,3 +92,24 @@ def test_int8_with_a_half_remainder(dtype, tmp_path):
     assert all([t.dtype for t in layer.inputs] == ["int8"] for layer in convolutions)
     constants = [{t.dtype for t in layer.constants} for layer in layers if layer.kind == "kgen"]
     assert sum(SHORT[dtype] in found for found in constants) == 2, "the bias is in half"
+
+
+@pytest.mark.parametrize(
+    ("between", "held"),
+    [
+        ("b = Conv<pads = [1, 1, 1, 1]> (a, w)", False),
+        ("c = Identity(a)\nb = Conv<pads = [1, 1, 1, 1]> (c, w)", False),
+        ("c = Mul(a, one)\nb = Conv<pads = [1, 1, 1, 1]> (c, w)", False),
+        ("c = Conv<pads = [1, 1, 1, 1]> (a, w)\nb = Relu(c)", True),
+    ],
+)
+def test_what_holds_a_product_in_float32(between, held, tmp_path):
+    """What ``HoldFloats`` is for; where it finds nothing to do, nothing needs to be done."""
+    body = f"a = Cast<to = 1> (x)\n{between}\ny = Cast<to = 10> (b)"
+    weights = {"w": normal(0, 16, 16, 3, 3), "one": np.float32(1)}
+    used = {name: array for name, array in weights.items() if f"{name})" in between}
+    model = graph_of("float16[1, 16, 8, 8] x", body, "float16[] y", **used)
+    assert types(built(model, tmp_path).layers) == {"fp32" if held else "fp16"}
+    if "c = " not in between:
+        assert HoldFloats()(model).modified
+        assert types(built(model, tmp_path).layers) == {"fp32"}
