@@ -43,7 +43,8 @@ class InsertQdq(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """Insert the pairs of activations, then those of constants."""
-        if any(node.op_type == "DequantizeLinear" for node in model.graph):
+        written = {f"{name}.DequantizeLinear" for name in self.plan.tensors}
+        if any(node.name in written for node in model.graph):
             self.refuse("the graph has QDQ pairs already")
             return False
         writer = _Writer(model, self.plan, self.codes, hand_on=self.hand_on)

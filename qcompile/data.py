@@ -48,7 +48,7 @@ def split_data(
     Raises:
         DataError: A source cannot be read or does not fit the model; static int8 has no data.
     """
-    if calib is None and recipe.scheme in CALIBRATED:
+    if calib is None and recipe.scheme in CALIBRATED and not loaded.given.activations:
         dynamic = "int8-dynamic" in target_named(recipe.target).schemes()
         other = ", or build with --dynamic, which needs none" if dynamic else ""
         raise DataError(

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from qcompile.graph.protocol import Fact, GraphPass, check_order
 from qcompile.graph.runner import PassRun, run_passes
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.numerics.metrics import ErrorSums, error_sums
-from qcompile.passes import CANONICAL, lowering
+from qcompile.numerics.regrid import Given
+from qcompile.passes import CANONICAL, dequantizing, lowering
+from qcompile.passes.expand_qlinear import holds_codes
+from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Scheme
 from qcompile.runtime.ort import Session
@@ -58,7 +61,10 @@ class Loaded:
         inputs: Of the source, as ONNX Runtime or, for a large model, the file says.
         outputs: The same.
         session: The source model, loaded as it is; None for a large model, which is only ever run
-            a stage at a time.
+            a stage at a time. One that is quantized already is simulated: what was trained or
+            calibrated is the graph as it is written.
+        floating: The source in floats: its file, or the graph that its codes stand for.
+        given: The grids of a source that is quantized already.
     """
 
     path: Path
@@ -71,6 +77,8 @@ class Loaded:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     session: Session | None
+    floating: Path | ir.Model
+    given: Given = field(default_factory=Given)
 
     @cached_property
     def digest(self) -> str:
@@ -96,18 +104,25 @@ def load(
     model = load_model(path, progress)
     unknown = unknown_operators(model)
     large = scheme == "weight-only" and is_large(model)
-    session = None if large else _session(path, threads, unknown)
-    if unknown:
-        names = ", ".join(sorted({f"{domain}.{op}" for _, domain, op in unknown}))
-        progress.notice(f"operators outside the ONNX standard stay in float: {names}")
+    quantized = holds_codes(model)
+    session = None if large else _session(path, threads, unknown, optimize=not quantized)
     opset = model.opset_imports.get("", 0)
     _, *external = model_files(path)
     files = {path.name: file_digest(path)}
     folder = path.resolve().parent
     files |= {file.relative_to(folder).as_posix(): file_digest(file) for file in external}
     nodes = sum(1 for _ in all_nodes(model))
+    given = Given()
+    runs = floats_of(model, given, progress) if quantized else []
+    if given.activations and scheme not in CALIBRATED:
+        progress.notice(
+            f"the model is quantized already: {scheme} starts from the values of its codes, and "
+            f"its {len(given.activations)} roundings of activations are left out"
+        )
+    floating = model.clone() if quantized else path
+    _tell_unknown(model, progress)
     passes: list[GraphPass] = [*CANONICAL, *lowering(target, scheme)]
-    runs = run_passes(model, passes, dump_dir=dump_dir)
+    runs += run_passes(model, passes, dump_dir=dump_dir)
     return Loaded(
         path=path,
         files=files,
@@ -119,7 +134,31 @@ def load(
         inputs=with_head_sizes(session.inputs if session else _ports(model.graph.inputs), model),
         outputs=session.outputs if session else _ports(model.graph.outputs),
         session=session,
+        floating=floating,
+        given=given,
     )
+
+
+def floats_of(model: ir.Model, given: Given, progress: Progress) -> list[PassRun]:
+    """Turn a model that is quantized already to floats, in place; tell what stays as it is.
+
+    Args:
+        model: As loaded.
+        given: Filled with its grids.
+        progress: Hears of what stays, with the reason.
+    """
+    runs = run_passes(model, dequantizing(given))
+    for run in runs:
+        for reason, count in run.refusals.items():
+            progress.notice(f"quantized already, left as it is ({count}): {reason}")
+    return runs
+
+
+def _tell_unknown(model: ir.Model, progress: Progress) -> None:
+    unknown = unknown_operators(model)
+    if unknown:
+        names = ", ".join(sorted({f"{domain}.{op}" for _, domain, op in unknown}))
+        progress.notice(f"operators outside the ONNX standard stay in float: {names}")
 
 
 def is_large(model: ir.Model) -> bool:
@@ -129,9 +168,11 @@ def is_large(model: ir.Model) -> bool:
     return widened > LARGE_SHARE * memory
 
 
-def _session(path: Path, threads: int, unknown: list[tuple[ir.Node, str, str]]) -> Session:
+def _session(
+    path: Path, threads: int, unknown: list[tuple[ir.Node, str, str]], *, optimize: bool
+) -> Session:
     try:
-        return Session(path, threads=threads)
+        return Session(path, threads=threads, optimize=optimize)
     except EngineError as error:
         if unknown:
             raise ModelError(f"{path}: {describe_unknown(unknown, str(error))}") from error
@@ -157,20 +198,6 @@ def jobs_of(recipe: Recipe, progress: Progress) -> int:
     if recipe.jobs is not None and recipe.jobs > cores:
         progress.notice(f"--jobs {recipe.jobs}: there are only {cores} cores, so {cores} it is")
     return min(recipe.jobs or cores, cores)
-
-
-def check_float(loaded: Loaded) -> None:
-    """Check that a model can be made static int8: that it is not quantized already.
-
-    Raises:
-        ModelError: It holds DequantizeLinear nodes.
-    """
-    found = [node.name for node in loaded.model.graph if node.op_type == "DequantizeLinear"]
-    if found:
-        raise ModelError(
-            f"{loaded.path}: is quantized already ({len(found)} DequantizeLinear nodes, the first "
-            f"is {found[0]}); static int8 is made of the float model: give that one"
-        )
 
 
 def check_equivalence(
@@ -202,10 +229,11 @@ def _runners(
     A large model is run a stage at a time; cut into other stages, float16 rounds it elsewhere.
     """
     if loaded.session is not None:
-        plain = Session(loaded.path, optimize=False).run
-        yield plain, Session(loaded.model, optimize=False).run, loaded.session.run
+        plain = Session(loaded.floating, optimize=False).run
+        own = loaded.session if loaded.floating == loaded.path else Session(loaded.floating)
+        yield plain, Session(loaded.model, optimize=False).run, own.run
         return
-    source = ir.load(loaded.path)
+    source = loaded.floating if isinstance(loaded.floating, ir.Model) else ir.load(loaded.path)
     with ExitStack() as stack:
 
         def staged(model: ir.Model, budget: int = STAGE_BYTES) -> Run:

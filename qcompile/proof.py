@@ -196,7 +196,7 @@ def time_engine(
     token = first_token(feeds, loaded.inputs) if weights_alone else None
     progress.step("time", 0, 1)
     try:
-        pair, on = (loaded.path, engine.path), engine.provider
+        pair, on = (loaded.floating, engine.path), engine.provider
         judged = not gates.allow_slower or gates.min_speedup is not None
         seconds = JUDGED_SECONDS if judged else SHOWN_SECONDS
         timing = time_pair(*pair, token or feeds, seconds=seconds, provider=on)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from qcompile.compare.layers import LayerError
 from qcompile.graph.runner import PassRun
 from qcompile.plan import Plan
+from qcompile.planning.given import Kept
 from qcompile.report.schema import CalibrationSummary, WeightRow
 
 
@@ -21,6 +22,7 @@ class Quantized:
         weights: Error of each weight's own values.
         solved: For weights in few bits: errors at the layers' outputs, by algorithm.
         calibration: How ranges were found, where there are any.
+        kept: What became of the grids of a source that is quantized already.
         stand_in: A graph with the same numbers, where ONNX Runtime on CPU cannot run ``model``.
     """
 
@@ -30,6 +32,7 @@ class Quantized:
     weights: list[LayerError] = field(default_factory=list)
     solved: tuple[WeightRow, ...] = ()
     calibration: CalibrationSummary | None = None
+    kept: Kept | None = None
     stand_in: ir.Model | None = None
 
     @property

@@ -14,19 +14,23 @@ from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.graph.work import multiply_adds
 from qcompile.lint.rule import Finding, Severity
+from qcompile.numerics.regrid import Given
 from qcompile.plan import FLOATS, Plan
+from qcompile.planning.given import Kept
 from qcompile.report.schema import (
     Artifact,
     CalibrationSummary,
     ComparisonSection,
     FloatNode,
     Gate,
+    GridChange,
     Kernels,
     LayerRow,
     ModelFacts,
     PassRecord,
     PlanSummary,
     PortFacts,
+    SourceGrids,
     Speed,
 )
 from qcompile.report.schema import Finding as FindingRow
@@ -126,6 +130,31 @@ def calibration_summary(
     )
     return CalibrationSummary(
         method=method, chosen=chosen, tensors=tensors, reused=reused, seconds=round(seconds, 3)
+    )
+
+
+def source_grids(given: Given, kept: Kept | None) -> SourceGrids | None:
+    """Say what became of the grids of a source that is quantized already; None for another."""
+    if not given:
+        return None
+    activations, weights = len(given.activations), len(given.weights)
+    if kept is None:
+        return SourceGrids(activations=activations, weights=weights, dropped=activations)
+    ways: dict[str, dict[str, float | None]] = {}
+    for name, change in kept.retargeted.items():
+        ways.setdefault(change.what, {})[name] = change.steps
+    changes = []
+    for what, tensors in ways.items():
+        steps = [ratio for ratio in tensors.values() if ratio is not None]
+        span = (min(steps), max(steps)) if steps else None
+        changes.append(GridChange(what=what, tensors=tuple(tensors), steps=span))
+    return SourceGrids(
+        activations=activations,
+        weights=weights,
+        kept=kept.kept,
+        changes=tuple(changes),
+        calibrated=kept.calibrated,
+        dropped=len(given.activations.keys() - kept.used),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,11 +12,12 @@ from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.collect import collect
 from qcompile.compare.layers import compare_weights
 from qcompile.data import Split
-from qcompile.frontend import Loaded, check_float
+from qcompile.frontend import Loaded
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
 from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
+from qcompile.numerics.regrid import Given
 from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
@@ -24,15 +26,16 @@ from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.pad_channels import PadChannels
 from qcompile.plan import CALIBRATED, Plan
 from qcompile.planning.edited import with_bias_scales
-from qcompile.planning.pays import select_paying
+from qcompile.planning.given import NO_GRID, Kept, select_given, spread, uncalibrated, with_given
 from qcompile.planning.plan import (
     PROBED,
     Planner,
-    activations_of,
     check_plan,
     codes_of,
     wishes_of,
 )
+from qcompile.planning.select import Selection
+from qcompile.planning.wishes import Wishes
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
@@ -78,12 +81,10 @@ class W8A8:
             QcompileError: The samples or the edited plan do not fit the model.
         """
         log = self.log
-        if self.recipe.scheme in CALIBRATED:
-            check_float(self.loaded)
         with log.stage("calibrate"):
             statistics = self._statistics()
         with log.stage("plan"):
-            plan, codes = self._plan(statistics)
+            plan, codes, kept = self._plan(statistics)
         self._warn(plan)
         with log.stage("rewrite"):
             model, runs = self._rewrite(plan, codes, dump_passes)
@@ -100,6 +101,7 @@ class W8A8:
             runs=runs,
             weights=compare_weights(_rounded_weights(self.loaded.model, plan, codes)),
             calibration=summary if statistics.tensors else None,
+            kept=kept,
         )
 
     def _warn(self, plan: Plan) -> None:
@@ -108,6 +110,12 @@ class W8A8:
             self.log.notice(
                 "8-bit weights: on x86 CPUs without VNNI the kernels saturate and the engine loses "
                 "accuracy; for those build with --cpu avx2"
+            )
+        ungiven = sum(1 for node in plan.nodes.values() if node.reason == NO_GRID)
+        if ungiven:
+            self.log.notice(
+                f"{ungiven} nodes stay in float, for the source has no grid for what they read or "
+                "make: give --calib to find one"
             )
         share = sections.int8_share(plan, self.loaded.model)
         if share is not None and share < LITTLE:
@@ -121,7 +129,7 @@ class W8A8:
         if samples is None or self.recipe.scheme not in CALIBRATED:
             return Statistics({}, 0)
         model, wishes = self.loaded.model, wishes_of(self.recipe)
-        names = activations_of(select_paying(model, self.target, self.recipe.scheme, wishes))
+        names = uncalibrated(self._selection(wishes), self._given)
         return collect(
             model,
             samples,
@@ -132,17 +140,34 @@ class W8A8:
             progress=self.log,
         )
 
-    def _plan(self, statistics: Statistics) -> tuple[Plan, dict[str, Codes]]:
+    @cached_property
+    def _given(self) -> Given:
+        """The grids of a source that is quantized already."""
+        return spread(self.loaded.given, self.loaded.model.graph)
+
+    def _selection(self, wishes: Wishes) -> Selection:
+        about = self.target, self.recipe.scheme, wishes
+        calibrated = self.data.calibration is not None
+        return select_given(self.loaded.model, self._given, *about, calibrated=calibrated)
+
+    def _plan(self, statistics: Statistics) -> tuple[Plan, dict[str, Codes], Kept | None]:
         model, samples = self.loaded.model, self.data.calibration
         probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
         if self.edited is not None:
             digest, scheme = self.loaded.digest, self.recipe.scheme
             check_plan(self.edited, model, digest, self.target, self.device, scheme)
             edited = with_bias_scales(self.edited, model, self.target, self.log)
-            return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log)
+            return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log), None
         what = self.recipe, self.target, self.device, self.types
         planner = Planner(model, statistics, probed, *what, self.log)
-        return planner.make(wishes_of(self.recipe))
+        wishes = wishes_of(self.recipe)
+        if self._given and self.recipe.scheme in CALIBRATED:
+            selection = self._selection(planner.bounded(wishes))
+            choices = planner.kept(selection, self._given)
+            plan = planner.plan(selection, choices)
+            plan, kept = with_given(plan, selection, self._given, model, self.types)
+            return plan, {}, kept
+        return *planner.make(wishes), None
 
     def _rewrite(
         self, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None

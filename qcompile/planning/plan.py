@@ -9,8 +9,10 @@ from qcompile.errors import PlanError
 from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
+from qcompile.numerics.regrid import Given
 from qcompile.plan import CALIBRATED, FLOATS, Plan, TensorPlan
 from qcompile.planning.edited import check_grids
+from qcompile.planning.given import KEPT
 from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
 from qcompile.planning.protect import (
@@ -135,10 +137,18 @@ class Planner:
         )
         return _marked(self._protected(selection, wishes, solved, samples), grids, solved)
 
+    def bounded(self, wishes: Wishes) -> Wishes:
+        """Return the wishes with those for tensors that hold infinite values."""
+        unbounded = {
+            name: f"{name} holds infinite values: no grid covers them"
+            for name, seen in self.statistics.tensors.items()
+            if seen.unbounded
+        }
+        return replace(wishes, tensors={**wishes.tensors, **unbounded})
+
     def selected(self, wishes: Wishes) -> Selection:
         """Return which nodes compute in int8."""
-        unbounded = {n for n, seen in self.statistics.tensors.items() if seen.unbounded}
-        wishes = replace(wishes, tensors=wishes.tensors | unbounded)
+        wishes = self.bounded(wishes)
         return select_paying(self.model, self.target, self.recipe.scheme, wishes)
 
     def plan(self, selection: Selection, choices: Mapping[str, Choice]) -> Plan:
@@ -161,6 +171,16 @@ class Planner:
         return choose_ranges(
             names, self.statistics, options, probe, self.progress, symmetric=symmetric
         )
+
+    def kept(self, selection: Selection, given: Given) -> dict[str, Choice]:
+        """Return the ranges that a quantized source gives, and choose those that it does not."""
+        own = activations_of(selection)
+        known = {n: given.activations[n].bounds() for n in own if n in given.activations}
+        found = {name: Choice(*bounds, KEPT, {}) for name, bounds in known.items()}
+        lacking = [name for name in own if name not in known]
+        if lacking and self.samples is not None:
+            found |= self.choose(replace(selection, activations=lacking), self.samples)
+        return found
 
     def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
         """Return the ranges of each single method, where the recipe leaves the choice."""

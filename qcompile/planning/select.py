@@ -6,7 +6,7 @@ did not exclude them; followers and carriers join where their inputs are codes a
 output is in demand, so that int8 regions have no float holes and never begin without a reason.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -19,6 +19,7 @@ from qcompile.planning.forms import (
     is_float,
     moved,
     node_name,
+    rule_of,
     tail,
     unsupported,
     value_name,
@@ -40,6 +41,7 @@ class Selection:
         biases: Bias initializer to its node.
         absorbed: Nodes that vanish into the rounding of the node before them.
         placement: Where codes begin and end.
+        made: Value to the range of its grid, where the engine takes no other.
     """
 
     nodes: dict[str, NodePlan]
@@ -49,6 +51,7 @@ class Selection:
     biases: dict[str, str]
     absorbed: frozenset[str]
     placement: Placement = Placement.ISLANDS
+    made: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def is_int8(self, node: ir.Node | None) -> bool:
         """Return whether a node of the graph computes on calibrated codes."""
@@ -78,6 +81,7 @@ class _Selector:
         self.target = target
         self.scheme = scheme
         self.rules = target.rules(scheme)
+        self.everywhere = target.placement is Placement.EVERYWHERE
         self.wishes = with_ends(wishes, model.graph, self.rules)
         self.reasons: dict[str, str] = {}
         self.int8: dict[str, OperatorRule] = {}
@@ -131,10 +135,10 @@ class _Selector:
 
     def _unfit(self, node: ir.Node) -> str:
         """Return why no grid can hold what a node reads or makes, or nothing."""
-        rule = self.rules[node.op_type]
-        for value in (*moved(node, rule), tail(node, self.rules)):
+        rule = self._rule(node)
+        for value in (*(moved(node, rule) if rule else ()), tail(node, self.rules)):
             if value_name(value) in self.wishes.tensors:
-                return f"{value.name} holds infinite values: no grid covers them"
+                return self.wishes.tensors[value_name(value)]
         return ""
 
     def _accept(self, node: ir.Node) -> None:
@@ -169,18 +173,15 @@ class _Selector:
             weighted: Names of the weighted int8 nodes.
             joined: Other nodes that may pass codes on; None for all that the target knows.
         """
-        demand: set[str] = set()
+        demand = set(self.wishes.rounded)
         for node in reversed(order):
             rule = self._rule(node)
             if rule is None or (joined is not None and node_name(node) not in joined):
                 continue
-            if node.name in weighted:
-                demand.update(
-                    value_name(v) for i in rule.activations if (v := node.inputs[i]) is not None
-                )
-            elif rule.role is not Role.WEIGHTED and any(
+            passes = rule.role is not Role.WEIGHTED and any(
                 value_name(out) in demand for out in node.outputs
-            ):
+            )
+            if node.name in weighted or passes or self._always(node, rule):
                 demand.update(value_name(v) for v in moved(node, rule) if is_float(v))
         return demand
 
@@ -193,8 +194,10 @@ class _Selector:
         if rule.role is Role.WEIGHTED:
             return
         if rule.role is Role.ABSORBED:
-            self.reasons[name] = "follows no int8 node that could absorb it"
-            return
+            if not self.everywhere or value_name(node.inputs[0]) not in self.codes:
+                self.reasons[name] = "follows no int8 node that could absorb it"
+                return
+            rule = replace(rule, role=Role.FOLLOWER)
         reason = self._obstacle(node, rule, demand) or self._unfit(node) or self.wishes.reason(node)
         if reason:
             self.reasons[name] = reason
@@ -210,18 +213,27 @@ class _Selector:
         else:
             self._take_codes(node, demand | {value_name(tail(node, self.rules))})
 
+    def _always(self, node: ir.Node, rule: OperatorRule) -> bool:
+        """Say whether a node that no int8 node reads is one all the same.
+
+        What only moves values on to the outputs is not: in float it is the end of the graph, and
+        joining outputs of several kinds on one grid would cost the finer ones their accuracy.
+        """
+        return self.everywhere and rule.role is Role.FOLLOWER and node.op_type != "Concat"
+
     def _obstacle(self, node: ir.Node, rule: OperatorRule, demand: set[str]) -> str:
         data = moved(node, rule)
         if not all(is_float(v) for v in (*data, *node.outputs)):
             return "not a float32 operation"
         wanted = any(value_name(v) in demand for v in (*node.outputs, tail(node, self.rules)))
-        if not wanted:
+        if not wanted and not self._always(node, rule):
             return "no int8 node reads it: staying in float saves a rounding"
         plain = [v for v in data if not is_constant(v)]
         if not plain:
             return "only constants go in"
         for value in plain:
-            if value_name(value) not in self.codes:
+            known = self.codes | self.wishes.rounded
+            if value_name(value) not in known and not self.everywhere:
                 return f"its input {value.name} is float"
         return unsupported(node, rule)
 
@@ -242,7 +254,12 @@ class _Selector:
         activations = [value_name(v) for v in values if v.name and value_name(v) in self.codes]
         absorbed = frozenset(self.absorbed)
         tied = with_concats(order, self.int8.keys(), absorbed, self.tied)
-        return Selection(nodes, activations, tied, weights, biases, absorbed)
+        made = {
+            value_name(node.outputs[0]): rule.made
+            for node in order
+            if (rule := self.int8.get(node_name(node))) is not None and rule.made is not None
+        }
+        return Selection(nodes, activations, tied, weights, biases, absorbed, made=made)
 
     def _node_plan(self, node: ir.Node) -> NodePlan:
         name = node_name(node)
@@ -283,12 +300,12 @@ class _Selector:
             if bias is not None and self.scheme == "int8":
                 biases[value_name(bias)] = node_name(node)
         elif rule.role is Role.FOLLOWER:
-            for value in node.inputs:
+            for value in moved(node, rule):
                 if is_constant(value):
                     weights[value_name(value)] = None
 
     def _rule(self, node: ir.Node) -> OperatorRule | None:
-        return self.rules.get(node.op_type) if node.domain == "" else None
+        return rule_of(node, self.rules)
 
 
 def add_subgraph(nodes: dict[str, NodePlan], graph: ir.Graph, owner: ir.Node) -> None:

@@ -75,8 +75,7 @@ def _why_float(
     if node.op_type == "MatMul" and not any(map(is_constant, node.inputs)):
         return ATTENTION
     reason = unsupported(node, rule)
-    if not reason and value_name(node.inputs[0]) in wishes.tensors:
-        reason = f"{value_name(node.inputs[0])} holds infinite values: no grid covers them"
+    reason = reason or wishes.tensors.get(value_name(node.inputs[0]), "")
     return reason or wishes.reason(node) or target.small.get(small_kind(node, scheme), "")
 
 

@@ -20,7 +20,9 @@ class Wishes:
         first: The weighted nodes nearest to the inputs.
         last: The weighted nodes nearest to the outputs.
         nodes: Node to the reason.
-        tensors: Values that cannot be rounded to any grid.
+        rounded: Values that are to be codes where operators take them: a quantized source has them
+            rounded.
+        tensors: Value that cannot be rounded to any grid to the reason.
     """
 
     patterns: tuple[str, ...] = ()
@@ -28,7 +30,8 @@ class Wishes:
     first: bool = False
     last: bool = False
     nodes: Mapping[str, str] = field(default_factory=dict)
-    tensors: frozenset[str] = frozenset()
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    rounded: frozenset[str] = frozenset()
 
     def reason(self, node: ir.Node) -> str:
         """Return why the node is wished to stay in float, or nothing."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from qcompile.plan import FLOATS
 from qcompile.report import text
 from qcompile.report.console_delivery import delivery_lines
+from qcompile.report.console_source import source_lines
 from qcompile.report.console_weights import weight_lines
 from qcompile.report.grid import lines, table
 from qcompile.report.schema import (
@@ -24,6 +25,7 @@ from qcompile.report.schema import (
     Report,
     Score,
     Speed,
+    TracedFacts,
 )
 from qcompile.report.wrapped import Wrapped
 
@@ -45,6 +47,7 @@ def render(report: Report) -> RenderableType:
         [
             ("model", _model(report)),
             ("data", _data(report)),
+            ("source", source_lines(report.source)),
             ("calibration", _calibration(report)),
             ("plan", plan_lines(report.plan)),
             ("in float", float_table(report.plan.float_nodes)),
@@ -166,8 +169,18 @@ def _model(report: Report) -> RenderableType | None:
     nodes = sum(model.operators.values())
     return lines(
         model.path,
+        traced_line(model.traced) if model.traced else "",
         model_line(model),
         f"cleaned up: {text.counted(nodes, 'node')}{moved}" if nodes else "",
+    )
+
+
+def traced_line(traced: TracedFacts) -> str:
+    """Return how far the ONNX file is from the torch module."""
+    runs = text.counted(len(traced.compared), "run")
+    return (
+        f"traced with torch{text.KEEP}{traced.torch}; {runs} of both, outputs at most "
+        f"{text.number(traced.relative_l2, '.1e')} apart (relative L2; limit {traced.limit:g})"
     )
 
 

@@ -13,13 +13,16 @@ from qcompile.report.console import (
     notice_lines,
     paragraphs,
     plan_lines,
+    traced_line,
 )
 from qcompile.report.grid import lines, table
 from qcompile.report.results import (
     BenchReport,
     CalibrationReport,
     ComparisonReport,
+    DequantizedReport,
     Diagnosis,
+    ExportReport,
     Inspection,
     PassList,
     RuntimeEntry,
@@ -51,6 +54,40 @@ def render_calibration(result: CalibrationReport) -> RenderableType:
             ("tensors", table(("low", "high", "range", "name"), rows, left=2)),
             ("cache", lines(f"{result.cache}{reused}; {text.seconds(result.seconds)}")),
             ("notices", notice_lines(result.notices)),
+        ]
+    )
+
+
+def render_export(result: ExportReport) -> RenderableType:
+    """Return the file, its inputs and outputs, and how far it is from the module."""
+    traced = result.traced
+    ports = [_port("input", p) for p in traced.inputs]
+    ports += [_port("output", p) for p in traced.outputs]
+    return paragraphs(
+        [
+            ("source", lines(traced.source, traced_line(traced))),
+            ("ports", table(("", "type", "shape", "name"), ports, left=4)),
+            ("notices", notice_lines(result.notices)),
+            (
+                "files",
+                lines(result.output, f"{', '.join(result.files)}: {text.size(result.bytes)}"),
+            ),
+        ]
+    )
+
+
+def render_dequantized(result: DequantizedReport) -> RenderableType:
+    """Return what was turned to floats, and what was not."""
+    weights = text.counted(result.weights, "weight")
+    return paragraphs(
+        [
+            ("source", lines(result.source)),
+            (
+                "floats",
+                lines(f"{weights}; {text.counted(result.activations, 'activation')} not rounded"),
+            ),
+            ("notices", notice_lines(result.notices)),
+            ("file", lines(f"{result.output}: {text.size(result.bytes)}")),
         ]
     )
 

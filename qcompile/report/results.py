@@ -9,6 +9,7 @@ from qcompile.report.schema import (
     Number,
     PlanSummary,
     Section,
+    TracedFacts,
 )
 
 SeverityName = Literal["error", "float", "numerics", "warning"]
@@ -52,6 +53,42 @@ class CalibrationReport(Section):
     reused: int = 0
     cache: str = ""
     seconds: float = 0.0
+    notices: tuple[str, ...] = ()
+
+
+class ExportReport(Section):
+    """An ONNX file made of a torch model.
+
+    Attributes:
+        sha256: Of the ``.onnx`` file.
+        bytes: Of all files.
+        files: Their names: the model, its external data, its tokenizer.
+    """
+
+    output: str
+    sha256: str
+    bytes: int
+    files: tuple[str, ...] = ()
+    traced: TracedFacts
+    notices: tuple[str, ...] = ()
+
+
+class DequantizedReport(Section):
+    """A float model made of a quantized one.
+
+    Attributes:
+        source: The quantized model.
+        activations: Activations that were rounded there.
+        weights: Weights whose codes became floats.
+        bytes: Of the file and its external data.
+        notices: What was left as it is, and why.
+    """
+
+    source: str
+    output: str
+    activations: int
+    weights: int
+    bytes: int
     notices: tuple[str, ...] = ()
 
 

@@ -45,6 +45,27 @@ class PortFacts(Section):
     shape: tuple[int | str, ...] | None = None
 
 
+class TracedFacts(Section):
+    """How a torch model became an ONNX file.
+
+    Attributes:
+        source: As the user gave it.
+        torch: Version.
+        relative_l2: The largest distance of an output from the module's, over all runs.
+        limit: Above which there would have been no file.
+        compared: Shape of the first input in each run: the example's, and random ones.
+    """
+
+    source: str
+    torch: str = ""
+    inputs: tuple[PortFacts, ...] = ()
+    outputs: tuple[PortFacts, ...] = ()
+    relative_l2: Number = None
+    limit: float = 0.0
+    compared: tuple[tuple[int, ...], ...] = ()
+    seconds: float = 0.0
+
+
 class ModelFacts(Section):
     """What the source model is.
 
@@ -56,6 +77,7 @@ class ModelFacts(Section):
         nodes: In the source, subgraphs included.
         parameters: Elements of all float initializers.
         operators: How many nodes of each operator the canonical graph has.
+        traced: How the file was made, where the source is a torch model.
     """
 
     path: str = ""
@@ -68,6 +90,7 @@ class ModelFacts(Section):
     inputs: tuple[PortFacts, ...] = ()
     outputs: tuple[PortFacts, ...] = ()
     operators: Counts = Field(default_factory=dict)
+    traced: TracedFacts | None = None
 
 
 class PassRecord(Section):
@@ -114,6 +137,43 @@ class Data(Section):
     evaluation_samples: int = 0
     held_back: bool = False
     labels: bool = False
+
+
+class GridChange(Section):
+    """One way in which grids of a quantized source were changed for the target.
+
+    Attributes:
+        what: Types before and after, and the reason.
+        tensors: Their names.
+        steps: Least and largest ratio of the new step to the old one; None for weights.
+    """
+
+    what: str
+    tensors: tuple[str, ...]
+    steps: Interval | None = None
+
+
+class SourceGrids(Section):
+    """What became of the grids of a source that was quantized already.
+
+    The engine is compared with that source as it is written (optimizations off), and timed against
+    the float graph of its codes.
+
+    Attributes:
+        activations: Rounded activations of the source.
+        weights: Its weights with codes.
+        kept: Tensors of the plan with the very grid of the source, shifted by 128 at most.
+        changes: Grids that the target wants otherwise.
+        calibrated: Activations that the source had no grid for.
+        dropped: Roundings of the source that the plan has no place for.
+    """
+
+    activations: int
+    weights: int
+    kept: int = 0
+    changes: tuple[GridChange, ...] = ()
+    calibrated: int = 0
+    dropped: int = 0
 
 
 class CalibrationSummary(Section):
@@ -395,6 +455,7 @@ class Report(Section):
 
     Attributes:
         output: The folder that was written; None when nothing was.
+        source: For a model that was quantized already.
         passes: Those that ran after the plan was made; ``canonical`` has those before.
         delivery: What runs on the device, where that is not the ONNX file itself.
         engine: The engine against the FP model; ``simulated`` is the same graph with the
@@ -414,6 +475,7 @@ class Report(Section):
     model: ModelFacts = ModelFacts()
     canonical: Canonicalization = Canonicalization()
     data: Data = Data()
+    source: SourceGrids | None = None
     calibration: CalibrationSummary | None = None
     plan: PlanSummary = PlanSummary()
     passes: tuple[PassRecord, ...] = ()
