@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qcompile.plan import Plan, read_plan
     from qcompile.recipe import Calibration, Gates, Preprocess, Recipe, Text, Weights, recipe_from
     from qcompile.report.schema import Report
+    from qcompile.tracing import export
 
 __all__ = [
     "Calibration",
@@ -28,6 +29,7 @@ __all__ = [
     "Weights",
     "bench",
     "build",
+    "export",
     "inspect",
     "read_plan",
     "recipe_from",
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "Weights": "qcompile.recipe",
     "bench": "qcompile.commands",
     "build": "qcompile.pipeline",
+    "export": "qcompile.tracing",
     "inspect": "qcompile.commands",
     "read_plan": "qcompile.plan",
     "recipe_from": "qcompile.recipe",

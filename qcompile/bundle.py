@@ -53,6 +53,7 @@ class Manifest(Frozen):
     Attributes:
         status: ``gate failed`` means that the bundle holds no engine.
         source: The model file and its external data, by path below the model's folder.
+        traced: The torch model that the file was made of; None where the user gave the file.
         calibration: sha256 of the set of calibration samples.
         evaluation: sha256 of the set of evaluation samples.
         recipe: The recipe as it was used, defaults included.
@@ -66,6 +67,7 @@ class Manifest(Frozen):
     version: Literal[1] = 1
     status: Status = "built"
     source: dict[str, FileDigest] = Field(default_factory=dict)
+    traced: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)

@@ -3,10 +3,12 @@
 The stages meet here, and in the modules beside this one; none of them imports another.
 """
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from qcompile import proof, sections
 from qcompile.bundle import (
@@ -38,7 +40,7 @@ from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Calibration, HighPrecision, Recipe, Weights
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import Canonicalization, Kernels, Report
+from qcompile.report.schema import Canonicalization, Kernels, ModelFacts, Report
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import kernel_nodes, replays
 from qcompile.runtime.provider import CPU, Engine
@@ -47,6 +49,8 @@ from qcompile.source.onnx_file import check_file
 from qcompile.targets import target_named
 from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
+from qcompile.torch_models import Options, file_name, is_torch
+from qcompile.tracing import TracedFile, traced_file
 from qcompile.w8a8 import W8A8
 from qcompile.weight_only import WeightOnly, working_folder
 from qcompile.written import Delivered, Written
@@ -56,8 +60,10 @@ CHECKED = 2
 
 
 def build(  # noqa: PLR0913 (the command's options)
-    model: Path | str,
+    model: object,
     *,
+    example_inputs: Any = None,  # noqa: ANN401 (tensors, where torch is installed)
+    dynamic_axes: Sequence[str] = (),
     calib: Source | None = None,
     evaluation: Source | None = None,
     output: Path | str | None = None,
@@ -67,10 +73,14 @@ def build(  # noqa: PLR0913 (the command's options)
     dump_passes: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Build an engine from an ONNX model, and prove what it still does.
+    """Build an engine from a model, and prove what it still does.
 
     Args:
-        model: An ONNX file.
+        model: An ONNX file, or a torch model: an ``nn.Module``, ``module:callable``,
+            ``file.py:callable``, a ``.pt2`` file or ``hf:DIR``; see ``tracing.export``.
+        example_inputs: What a torch model is traced on; else what its callable gives,
+            ``--shapes``, or the first sample of ``calib``.
+        dynamic_axes: Of a torch model: ``batch``, or ``input:0=batch,2=height``.
         calib: Calibration samples: a folder, a file or ``module:callable``; see
             ``calibrate.readers``. Static int8 needs them.
         evaluation: Samples to compare on; without them a share of ``calib`` is held back.
@@ -88,20 +98,35 @@ def build(  # noqa: PLR0913 (the command's options)
         QcompileError: Bad input; nothing is written.
         GateError: A gate was missed: the report was written, the engine was not; ``.report`` is it.
     """
-    path, recipe = Path(model), recipe or Recipe()
+    recipe = recipe or Recipe()
     target, log = target_named(recipe.target), StageLog(progress)
     device = device_of(recipe, target, log)  # refused before any file is read
     remainder, target = remainder_of(recipe, target, device), target.on(device)
-    check_request(target, recipe, log)
+    check_request(target, _without_shapes(recipe) if is_torch(model) else recipe, log)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
     metric = load_metric(recipe.metric) if recipe.metric else None
     edited = _edited(Path(plan), recipe) if plan else None
-    check_file(path)
+    path = Path(file_name(model)) if is_torch(model) else Path(str(model))
+    if not is_torch(model):
+        check_file(path)
+        if dynamic_axes or example_inputs is not None:
+            raise RecipeError(f"{path}: --dynamic-axes and example inputs are for torch models")
     folder = Path(output or default_output(path, recipe.scheme, target.name))
     dumps = Path(dump_passes) if dump_passes else None
-    with open_bundle(folder, force=force) as bundle:
-        job = _Job(path, recipe, target, device, remainder, metric, bundle, log)
+    with open_bundle(folder, force=force) as bundle, ExitStack() as stack:
+        traced = None
+        if is_torch(model):
+            options = Options(example_inputs, dynamic_axes, recipe.tensorrt.shapes, calib)
+            traced = stack.enter_context(traced_file(model, options, recipe, log))
+            path = traced.path
+        job = _Job(path, recipe, target, device, remainder, metric, bundle, log, traced)
         return job.run(calib, evaluation, edited, dumps)
+
+
+def _without_shapes(recipe: Recipe) -> Recipe:
+    """Return the recipe without ``--shapes``: a torch model is traced by them, for any target."""
+    options = recipe.tensorrt.model_copy(update={"shapes": None})
+    return recipe.model_copy(update={"tensorrt": options})
 
 
 def _edited(path: Path, recipe: Recipe) -> Plan:
@@ -140,6 +165,7 @@ class _Job:
     metric: Metric | None
     bundle: Bundle
     log: StageLog
+    traced: TracedFile | None = None
 
     def run(
         self,
@@ -193,13 +219,14 @@ class _Job:
             log.notice(delivered.untimed)
         judged = timing.judged if timing else None
         accuracy = compared.get("engine") or compared.get("simulated")
-        known = {gate.name for gate in delivered.judged}
+        known = {gate.name for gate in delivered.judged} | delivered.left
         here = check_gates(self.recipe.gates, accuracy, judged)
         results = [*delivered.judged, *(gate for gate in here if gate.name not in known)]
         report = Report(
-            model=sections.model_facts(loaded),
+            model=self._model_facts(loaded),
             canonical=canonical,
             data=data.facts,
+            source=sections.source_grids(loaded.given, made.kept),
             calibration=made.calibration,
             plan=sections.plan_summary(made.plan, host_cpu(), loaded.model),
             passes=sections.pass_records(made.runs),
@@ -216,6 +243,13 @@ class _Job:
             gates=sections.gates(results),
         )
         return self._finish(report, loaded, data, results)
+
+    def _model_facts(self, loaded: Loaded) -> ModelFacts:
+        facts = sections.model_facts(loaded)
+        if self.traced is None:
+            return facts
+        traced = self.traced.facts
+        return facts.model_copy(update={"path": traced.source, "traced": traced})
 
     def _check(self, loaded: Loaded, data: Split) -> Canonicalization:
         samples = data.calibration or data.evaluation
@@ -268,6 +302,8 @@ class _Job:
         write_engine(made.model, model)
         if self.recipe.optimized:
             write_optimized(model)
+        if self.traced is not None and self.traced.tokenizer is not None:
+            shutil.copy(self.traced.tokenizer, self.bundle.folder)
         written = Written(model, self.device, self.recipe, loaded, data, made, shapes, self.log)
         return deliver(self.target, written)
 
@@ -294,6 +330,7 @@ class _Job:
         manifest = Manifest(
             status=status,
             source=loaded.files,
+            traced=self.traced.facts.source if self.traced else None,
             calibration=samples_digest(data.calibration) if data.calibration else None,
             evaluation=samples_digest(data.evaluation) if data.evaluation else None,
             recipe=self.recipe.model_dump(mode="json"),

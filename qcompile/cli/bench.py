@@ -24,7 +24,7 @@ def bench(
         list[Path],
         typer.Argument(
             metavar="MODEL",
-            help="ONNX files; the first is what the others are compared with.",
+            help="ONNX files for this machine; the first is what the others are compared with.",
             show_default=False,
         ),
     ],

@@ -1,4 +1,4 @@
-"""``qcompile build``: an ONNX model becomes an engine."""
+"""``qcompile build``: a model becomes an engine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from qcompile.cli.options import (
     CalibSamples,
     CpuOption,
     Debug,
+    DynamicAxes,
     Ep,
     GroupSize,
     HighPrecision,
@@ -25,12 +26,12 @@ from qcompile.cli.options import (
     Jobs,
     Json,
     Metric,
-    ModelFile,
     Quiet,
     RecipeFile,
     SequenceLength,
     Shapes,
     Sm,
+    SourceModel,
     Target,
     Tokenizer,
     TrtVersion,
@@ -71,6 +72,10 @@ Examples:
 
   qcompile build model.onnx --recipe model.toml --exclude '/head/*' --float-last
 
+  qcompile build net.py:make --dynamic-axes batch --int8 --calib data/
+
+  qcompile build hf:my-llm/ --int4 --calib text/
+
 The folder of the engine also holds plan.json (what was decided for each tensor and node, and why;
 edit it and give it back with --plan), manifest.json and report.json.
 
@@ -82,7 +87,7 @@ Exit codes: 0 built, 2 bad input, 3 a gate was missed, 130 interrupted, 1 a defe
 
 
 def build(
-    model: ModelFile,
+    model: SourceModel,
     *,
     int8: Annotated[
         bool,
@@ -136,6 +141,7 @@ def build(
     calib_samples: CalibSamples = None,
     tokenizer: Tokenizer = None,
     sequence_length: SequenceLength = None,
+    dynamic_axes: DynamicAxes = None,
     target: Target = None,
     cpu: CpuOption = None,
     sm: Sm = None,
@@ -276,7 +282,7 @@ def build(
     as_json: Json = False,
     _debug: Debug = False,
 ) -> None:
-    """Turn an ONNX model into a smaller, faster engine, and measure what the engine still does.
+    """Turn a model into a smaller, faster engine, and measure what the engine still does.
 
     The model is cleaned up, calibrated on your samples, planned for the target, rewritten, loaded
     and run; the engine is then compared with the float model on samples that calibration did not
@@ -338,6 +344,7 @@ def build(
         with screen.progress() as progress:
             report = pipeline.build(
                 model,
+                dynamic_axes=dynamic_axes or (),
                 calib=calib,
                 evaluation=evaluation,
                 output=output,

@@ -41,7 +41,10 @@ def compare(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="B", help="The model to judge; same inputs and outputs.", show_default=False
+            metavar="B",
+            help="The model to judge, ONNX or ORT format; same inputs and outputs. What was built "
+            "for another machine is simulated.",
+            show_default=False,
         ),
     ],
     *,

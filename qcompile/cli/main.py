@@ -15,7 +15,9 @@ from qcompile.cli import (
     calibrate,
     check,
     compare,
+    dequantize,
     doctor,
+    export,
     inspect,
     passes,
     targets,
@@ -52,6 +54,8 @@ def _add(command: Callable[..., None], epilog: str) -> None:
 
 
 _add(build.build, build.EPILOG)
+_add(export.export, export.EPILOG)
+_add(dequantize.dequantize, dequantize.EPILOG)
 _add(calibrate.calibrate, calibrate.EPILOG)
 _add(compare.compare, compare.EPILOG)
 _add(inspect.inspect, inspect.EPILOG)

@@ -15,6 +15,7 @@ PRECISION = "Precision"
 TARGET = "Target"
 WEIGHTS = "Weights in few bits"
 OUTPUT = "Output"
+TORCH = "Torch models"
 
 
 def flag(name: str, text: str, panel: str, short: str | None = None) -> Any:  # noqa: ANN401 (typer's own type)
@@ -26,6 +27,27 @@ def flag(name: str, text: str, panel: str, short: str | None = None) -> Any:  # 
 ModelFile = Annotated[
     Path,
     typer.Argument(metavar="MODEL", help="An ONNX file, opset 7 or later.", show_default=False),
+]
+SourceModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An ONNX file, opset 7 or later; or a torch model: module:callable or "
+        "file.py:callable that returns an nn.Module (or a tuple of it and example inputs), an "
+        "exported program (.pt2), or hf:DIR, a Hugging Face folder.",
+        show_default=False,
+    ),
+]
+DynamicAxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="AXES",
+        help="Axes of a torch model that stay open: batch, the first of each input, or "
+        "input:0=batch,2=height. Repeatable. --shapes bounds them, and opens those that it gives "
+        "several sizes.",
+        show_default="none; of hf: batch and length",
+        rich_help_panel=TORCH,
+    ),
 ]
 Calib = Annotated[
     str | None,

@@ -13,7 +13,20 @@ from tests.cli.conftest import Run
 from tests.cli.nets import CALIB, MODEL, perceptron
 from tests.cli.process import ended, shell, start
 
-COMMANDS = ("bench", "build", "calibrate", "compare", "doctor", "inspect", "passes", "targets")
+COMMANDS = (
+    *(
+        "bench",
+        "build",
+        "calibrate",
+        "compare",
+        "dequantize",
+        "doctor",
+        "export",
+        "inspect",
+        "passes",
+    ),
+    "targets",
+)
 
 
 @pytest.fixture
@@ -25,9 +38,9 @@ def net(tmp_path: Path) -> Path:
 # -- help, usage, lists -------------------------------------------------------------------------
 
 
-def test_help_lists_all_commands_and_is_fast(run: Run) -> None:
+def test_help_lists_all_commands_and_is_fast(run: Run, fresh: Run) -> None:
     started = time.perf_counter()
-    done = run("--help")
+    done = fresh("--help")
     assert time.perf_counter() - started < 5  # 0.3 s alone; the machine may be busy
     assert done.code == 0
     assert all(f" {name} " in done.out for name in COMMANDS)
@@ -74,13 +87,13 @@ def test_usage_errors_are_one_line_and_2(run: Run, arguments: list[str], message
     assert done.err.count("\n") == 1
 
 
-def test_version(run: Run) -> None:
-    assert run("--version").out.startswith("qcompile ")
+def test_version(fresh: Run) -> None:
+    assert fresh("--version").out.startswith("qcompile ")
 
 
 @pytest.mark.parametrize("command", ["doctor", "passes", "targets"])
-def test_lists_as_text_and_json(run: Run, command: str) -> None:
-    text, data = run(command), run(command, "--json")
+def test_lists_as_text_and_json(run: Run, fresh: Run, command: str) -> None:
+    text, data = fresh(command), run(command, "--json")
     assert (text.code, text.err) == (0, "")
     assert (data.code, data.err) == (0, "")
     assert data.json()
@@ -249,7 +262,7 @@ def test_signals_run_the_clean_up(net: Path, number: signal.Signals, code: int, 
 def test_full_disk_is_one_line_and_leaves_nothing(net: Path, limit_kb: int) -> None:
     """A limit on the size of files stands for the disk; the bundle's largest has 40 kB."""
     command = f"qcompile build {MODEL} --calib {CALIB} --no-keep-accuracy -o out -q"
-    done = shell(net, f"ulimit -f {limit_kb}; {command}")
+    done = shell(net, f"ulimit -f {limit_kb}; PYTHONDONTWRITEBYTECODE=1 {command}")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith("error: ")
     assert "File too large" in done.err

@@ -1,5 +1,6 @@
 """The samples: their commands run as their READMEs give them, their files are what they say."""
 
+import importlib.util
 import json
 import os
 import re
@@ -70,6 +71,21 @@ def check_engine(engine: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers"))),
+    reason="torch or transformers is not installed: the extra 'hf' has them",
+)
+def test_hugging_face_encoder(tmp_path):
+    for line in COMMANDS["hf-encoder"]:
+        run(line, tmp_path)
+    bundle = tmp_path / "tiny-bert-int8"
+    report = json.loads((bundle / "report.json").read_text("utf-8"))
+    assert report["model"]["path"] == "hf:tiny-bert"
+    assert report["engine"]["scores"][0]["engine_value"] >= 0.98
+    assert (bundle / "tokenizer.json").exists()
+
+
+@pytest.mark.slow
 def test_mobile(tmp_path):
     build, load = COMMANDS["mobile"]
     run(build, tmp_path)
@@ -88,7 +104,7 @@ def test_jetson(tmp_path, tmp_path_factory):
     device.mkdir()
     cuda = cuda_stand_in(tmp_path_factory.getbasetemp())
     env = {
-        **environment(bundle, LD_LIBRARY_PATH=str(cuda), STAND_IN_VERSION="10.3.0"),
+        **environment(LD_LIBRARY_PATH=str(cuda), STAND_IN_VERSION="10.3.0"),
         "PATH": f"{programs(tmp_path / 'bin', device)}:{os.environ['PATH']}",
     }
     run(finish, tmp_path, **env)
