@@ -19,6 +19,7 @@ help: ## Show this list
 
 .venv/dev: .venv/cpu
 	$(BIN)/$(INSTALL) -e '.[cpu,dev]'
+	$(BIN)/$(INSTALL) -e '.[qat,hf]' || echo 'no torch here: tests that trace and train will skip'
 	$(BIN)/$(INSTALL) -e '.[tensorrt-rtx]' || echo 'no TensorRT for RTX here: tests that build its engines will skip'
 	@touch $@
 

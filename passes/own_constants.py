@@ -77,7 +77,7 @@ def _roles(graph: ir.Graph) -> Iterator[tuple[ir.Value, Role, ir.Node, int]]:
 def _role(node: ir.Node, index: int) -> Role | None:
     if is_op(node, "Add", "Mul", "Concat"):
         return "operand", ""
-    if is_op(node, "Conv", "Gemm") and index == 2:
+    if is_op(node, "Conv", "Gemm", "LayerNormalization", "InstanceNormalization") and index == 2:
         return "bias", node.name or ""
     if is_op(node, "Conv", "MatMul", "Gemm") and index == 1:
         transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1

@@ -40,7 +40,13 @@ from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Calibration, HighPrecision, Recipe, Weights
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import Canonicalization, Kernels, ModelFacts, Report
+from qcompile.report.schema import (
+    Canonicalization,
+    Kernels,
+    ModelFacts,
+    Report,
+    TrainingFacts,
+)
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import kernel_nodes, replays
 from qcompile.runtime.provider import CPU, Engine
@@ -51,8 +57,10 @@ from qcompile.targets.profiles import Profile
 from qcompile.targets.target import Target
 from qcompile.torch_models import Options, file_name, is_torch
 from qcompile.tracing import TracedFile, traced_file
+from qcompile.training import check_trainable, trained
 from qcompile.w8a8 import W8A8
-from qcompile.weight_only import WeightOnly, working_folder
+from qcompile.weight_only import WeightOnly
+from qcompile.working import working_folder
 from qcompile.written import Delivered, Written
 
 CHECKED = 2
@@ -105,6 +113,8 @@ def build(  # noqa: PLR0913 (the command's options)
     check_request(target, _without_shapes(recipe) if is_torch(model) else recipe, log)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
     metric = load_metric(recipe.metric) if recipe.metric else None
+    if recipe.qat:
+        check_trainable(model, recipe)
     edited = _edited(Path(plan), recipe) if plan else None
     path = Path(file_name(model)) if is_torch(model) else Path(str(model))
     if not is_torch(model):
@@ -174,13 +184,13 @@ class _Job:
         edited: Plan | None,
         dump_passes: Path | None,
     ) -> Report:
-        log, jobs = self.log, self.recipe.jobs or 1
+        log = self.log
         with log.stage("source"):
             loaded = load(
                 self.path,
                 self.target.name,
                 self.recipe.scheme,
-                threads=jobs,
+                threads=self.recipe.jobs or 1,
                 dump_dir=dump_passes,
                 progress=log,
             )
@@ -188,7 +198,30 @@ class _Job:
             log.notice(f"nothing is excluded by {unused!r}: no node matches it")
         with log.stage("data"):
             data = split_data(calib, evaluation, loaded, self.recipe, log)
-            shapes = shapes_for(self.target, self.recipe, self.device, loaded, data, log)
+        with self._trained(loaded, data) as (source, training):
+            return self._built(source, data, training, edited, dump_passes)
+
+    @contextmanager
+    def _trained(
+        self, loaded: Loaded, data: Split
+    ) -> Iterator[tuple[Loaded, TrainingFacts | None]]:
+        """Give what is built: the source, or what training makes of a torch model."""
+        if self.recipe.qat is None or self.traced is None or self.traced.model is None:
+            yield loaded, None
+            return
+        with trained(loaded, data, self.traced.model, self.recipe, self.log) as made:
+            yield made
+
+    def _built(
+        self,
+        loaded: Loaded,
+        data: Split,
+        training: TrainingFacts | None,
+        edited: Plan | None,
+        dump_passes: Path | None,
+    ) -> Report:
+        log, jobs = self.log, self.recipe.jobs or 1
+        shapes = shapes_for(self.target, self.recipe, self.device, loaded, data, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
         with self._quantized(loaded, data, edited, dump_passes) as made:
@@ -215,24 +248,25 @@ class _Job:
                     gates=self.recipe.gates,
                     progress=log,
                 )
-        else:
+        elif delivered.untimed:
             log.notice(delivered.untimed)
-        judged = timing.judged if timing else None
+        judged = timing.judged if timing else delivered.timing
         accuracy = compared.get("engine") or compared.get("simulated")
         known = {gate.name for gate in delivered.judged} | delivered.left
         here = check_gates(self.recipe.gates, accuracy, judged)
         results = [*delivered.judged, *(gate for gate in here if gate.name not in known)]
         report = Report(
             model=self._model_facts(loaded),
+            training=training,
             canonical=canonical,
             data=data.facts,
-            source=sections.source_grids(loaded.given, made.kept),
+            source=None if training else sections.source_grids(loaded.given, made.kept),
             calibration=made.calibration,
             plan=sections.plan_summary(made.plan, host_cpu(), loaded.model),
             passes=sections.pass_records(made.runs),
             kernels=self._kernels(loaded, made.plan, engine),
             delivery=delivered.facts,
-            engine=sections.comparison_section(compared.get("engine")),
+            engine=sections.comparison_section(delivered.compared or compared.get("engine")),
             simulated=sections.comparison_section(compared["simulated"])
             if "simulated" in compared
             else None,

@@ -126,6 +126,29 @@ class Weights(Frozen):
     accuracy_level: Literal[0, 4] | None = None
 
 
+class Qat(Frozen):
+    """How a torch model is trained, on the calibration samples, before it is built.
+
+    Attributes:
+        epochs: Times that each sample is seen.
+        batch: Samples of a step.
+        rate: Of Adam, at its height.
+        freeze_norms: Share of the epochs from which batch norms keep their statistics.
+        seed: Of all chance.
+        weight_bits: Codes of 4 bits are stored as int8 ones, which every kernel takes; the first
+            and the last weighted layer keep 8.
+        learned_scales: Train scales too (LSQ, arXiv:1902.08153).
+    """
+
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=32, ge=1)
+    rate: float = Field(default=1e-4, gt=0)
+    freeze_norms: float = Field(default=0.75, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    weight_bits: Literal[4, 8] = 8
+    learned_scales: bool = False
+
+
 class TensorRT(Frozen):
     """How a TensorRT engine is built.
 
@@ -196,6 +219,7 @@ class Recipe(Frozen):
         half_ports: Inputs and outputs take the half type, too.
         tensorrt: How a TensorRT engine is built.
         cuda: How ``--target ort-cuda`` delivers.
+        qat: Train a torch model on the calibration samples first; None: it is taken as it is.
         preprocess: What to do with pictures.
         text: What to do with text.
         exclude: Patterns of node names to leave in float (``*`` and ``?``).
@@ -218,6 +242,7 @@ class Recipe(Frozen):
     cuda: Cuda = Cuda()
     calibration: Calibration = Calibration()
     weights: Weights = Weights()
+    qat: Qat | None = None
     preprocess: Preprocess | None = None
     text: Text = Text()
     exclude: tuple[str, ...] = ()
@@ -255,6 +280,7 @@ def recipe_from(options: dict[str, Any], file: Path | None = None) -> Recipe:
 
 
 _OPTIONS = {
+    "qat.epochs": "--epochs",
     "calibration.method": "--calib-method",
     "calibration.samples": "--calib-samples",
     "exclude_ops": "--exclude-op",

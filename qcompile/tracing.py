@@ -21,7 +21,7 @@ from qcompile.recipe import Recipe
 from qcompile.report.results import ExportReport
 from qcompile.report.schema import PortFacts, TracedFacts
 from qcompile.source.torch_check import check_agreement
-from qcompile.source.torch_export import trace, write_model
+from qcompile.source.torch_export import TorchModel, trace, write_model
 from qcompile.source.torch_library import torch_library
 from qcompile.torch_models import Options, file_name, open_model
 
@@ -36,11 +36,13 @@ class TracedFile:
         path: The file; a ``tokenizer.json`` of the model lies beside it.
         facts: For the report.
         tokenizer: That file, if there is one.
+        model: The torch model, for a build that trains it.
     """
 
     path: Path
     facts: TracedFacts
     tokenizer: Path | None
+    model: TorchModel | None = None
 
 
 def export(  # noqa: PLR0913 (the command's options)
@@ -135,11 +137,12 @@ def traced_file(
             seconds=round(time.perf_counter() - started, 3),
         )
         tokenizer = model.tokenizer
+        kept = model if recipe.qat else None
         del model, traced  # the weights: a build needs the memory
         if tokenizer is not None:
             shutil.copyfile(tokenizer, path.with_name(TOKENIZER))
             tokenizer = path.with_name(TOKENIZER)
-        yield TracedFile(path, facts, tokenizer)
+        yield TracedFile(path, facts, tokenizer, kept)
 
 
 @contextmanager

@@ -1,24 +1,17 @@
 """The scheme weight-only: weights are solved one layer after another, then written in few bits."""
 
-import fcntl
-import hashlib
-import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.bundle import versions
-from qcompile.calibrate.cache import default_cache
-from qcompile.calibrate.leftovers import PREFIX, clear
 from qcompile.data import Split
-from qcompile.errors import DataError, OutputError, QcompileError
+from qcompile.errors import DataError
 from qcompile.frontend import Loaded
+from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
 from qcompile.passes.fold_input_scale import FoldInputScale
+from qcompile.passes.hold_codes import HoldCodes
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.plan import Plan
@@ -26,11 +19,10 @@ from qcompile.planning.costs import estimate
 from qcompile.planning.plan import check_plan, wishes_of
 from qcompile.planning.sequence import Job, round_weights, solve_weights
 from qcompile.planning.weights import WeightSelection, select_weights
-from qcompile.progress import Progress, StageLog
+from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
 from qcompile.report.schema import WeightRow
-from qcompile.samples import samples_digest
 from qcompile.solved import SolvedStore
 from qcompile.targets.target import Target
 
@@ -48,7 +40,7 @@ class WeightOnly:
         scale_type: Type of the scales where the graph is cast to it; None: what the graph has.
         edited: A plan to follow instead of making one.
         log: Hears of stages and notices.
-        folder: For solved weights and activations; see ``working_folder``.
+        folder: For solved weights and activations; see ``working.working_folder``.
     """
 
     loaded: Loaded
@@ -131,11 +123,13 @@ class WeightOnly:
     ) -> tuple[ir.Model, list[PassRun]]:
         model = self.loaded.model.clone()
         scales = FoldInputScale(plan=plan, solved=store.load)
-        passes = [
+        passes: list[GraphPass] = [
             scales,
             InsertMatmulNbits(plan=plan, solved=scales.folded),
             InsertBlockDequantize(plan=plan, solved=scales.folded),
         ]
+        if self.target.name == "tensorrt-rtx":
+            passes.append(HoldCodes())
         folder = dump_passes / "quantize" if dump_passes else None
         return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)
 
@@ -162,46 +156,3 @@ def rows(plan: Plan, selection: WeightSelection) -> tuple[WeightRow, ...]:
         )
         for layer in selection.layers
     )
-
-
-@contextmanager
-def working_folder(
-    loaded: Loaded, data: Split, recipe: Recipe, plan: Plan | None, progress: Progress
-) -> Iterator[Path]:
-    """Give the folder in which such a build works; it is there again after a kill.
-
-    Model, samples, options and versions make its name. It is removed when the build ends well;
-    those of other builds are told of, and removed when they are old.
-
-    Raises:
-        OutputError: The cache cannot be written, or another build works there.
-    """
-    text = json.dumps(
-        {
-            "model": loaded.digest,
-            "samples": samples_digest(data.calibration) if data.calibration else None,
-            "recipe": recipe.model_dump(mode="json", exclude={"gates", "metric"}),
-            "plan": plan.text() if plan else None,
-            "versions": versions(),
-        },
-        sort_keys=True,
-    )
-    folder = default_cache() / f"{PREFIX}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{folder}: another build solves the same weights; wait") from error
-        clear(folder, progress)
-        try:
-            yield folder
-        except QcompileError:
-            if not any(folder.glob("weights/*.npz")):  # nothing to go on with
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        shutil.rmtree(folder, ignore_errors=True)

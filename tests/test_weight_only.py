@@ -24,7 +24,8 @@ from qcompile.recipe import Calibration, Recipe, Text, Weights
 from qcompile.runtime.ort import Session
 from qcompile.solved import SolvedStore
 from qcompile.targets import target_named
-from qcompile.weight_only import WeightOnly, working_folder
+from qcompile.weight_only import WeightOnly
+from qcompile.working import working_folder
 from tests.assets import asset, needs_assets
 from tests.languages import decoder, prose, tokenizer_json
 from tests.planning.solving import outputs_differ
@@ -236,7 +237,7 @@ def working(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workin
 def test_one_build_works_in_a_folder_at_a_time(working: Working, tmp_path: Path) -> None:
     with working() as folder:
         with (
-            pytest.raises(OutputError, match="another build solves the same weights; wait"),
+            pytest.raises(OutputError, match="another build works on the same; wait"),
             working(),
         ):
             pass

@@ -20,12 +20,14 @@ from qcompile.cli.options import (
     Debug,
     DynamicAxes,
     Ep,
+    Epochs,
     GroupSize,
     HighPrecision,
     Int4,
     Jobs,
     Json,
     Metric,
+    QatData,
     Quiet,
     RecipeFile,
     SequenceLength,
@@ -42,7 +44,7 @@ from qcompile.cli.options import (
 )
 from qcompile.cli.screen import Screen
 from qcompile.errors import GateError, RecipeError
-from qcompile.recipe import recipe_from
+from qcompile.recipe import Qat, recipe_from
 from qcompile.report.console import render
 from qcompile.report.schema import Report
 
@@ -73,6 +75,8 @@ Examples:
   qcompile build model.onnx --recipe model.toml --exclude '/head/*' --float-last
 
   qcompile build net.py:make --dynamic-axes batch --int8 --calib data/
+
+  qcompile build net.py:make --qat data/ --epochs 20
 
   qcompile build hf:my-llm/ --int4 --calib text/
 
@@ -137,6 +141,8 @@ def build(
             rich_help_panel=DATA,
         ),
     ] = None,
+    qat: QatData = None,
+    epochs: Epochs = None,
     calib_method: CalibMethod = None,
     calib_samples: CalibSamples = None,
     tokenizer: Tokenizer = None,
@@ -315,6 +321,7 @@ def build(
         "tensorrt": {"version": trt_version, "shapes": shapes},
         "high_precision": high_precision,
         "half_ports": half_ports or None,
+        "qat": {"epochs": epochs},
         "calibration": {"method": calib_method, "samples": calib_samples},
         "text": {"tokenizer": tokenizer, "length": sequence_length},
         "exclude": exclude or None,
@@ -337,6 +344,12 @@ def build(
     if asked.scheme != "weight-only" and said(weights):
         name = next(iter(said(weights))).replace("_", "-")
         raise RecipeError(f"--{name} is for weights in few bits: add --int4 or --weight-bits N")
+    if qat:
+        if calib:
+            raise RecipeError("--qat: its samples are those of --calib, too: leave out --calib")
+        asked = asked.model_copy(update={"qat": asked.qat or Qat()})
+    elif epochs:
+        raise RecipeError("--epochs is for training: add --qat DATA")
     from qcompile import pipeline  # takes a second: not for a recipe that is refused
 
     screen = Screen(quiet=quiet, as_json=as_json)
@@ -345,7 +358,7 @@ def build(
             report = pipeline.build(
                 model,
                 dynamic_axes=dynamic_axes or (),
-                calib=calib,
+                calib=qat or calib,
                 evaluation=evaluation,
                 output=output,
                 recipe=asked,

@@ -58,6 +58,24 @@ Calib = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+QatData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Train a torch model (net.py:make) on these samples before it is built: rounded, it "
+        "learns to answer as it did in float. Instead of --calib; needs no labels.",
+        rich_help_panel=DATA,
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Times that training sees each sample.",
+        show_default="10",
+        rich_help_panel=DATA,
+    ),
+]
 CalibMethod = Annotated[
     Method | None,
     typer.Option(

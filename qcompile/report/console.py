@@ -12,6 +12,7 @@ from qcompile.plan import FLOATS
 from qcompile.report import text
 from qcompile.report.console_delivery import delivery_lines
 from qcompile.report.console_source import source_lines
+from qcompile.report.console_training import training_lines
 from qcompile.report.console_weights import weight_lines
 from qcompile.report.grid import lines, table
 from qcompile.report.schema import (
@@ -47,6 +48,7 @@ def render(report: Report) -> RenderableType:
         [
             ("model", _model(report)),
             ("data", _data(report)),
+            ("training", training_lines(report.training)),
             ("source", source_lines(report.source)),
             ("calibration", _calibration(report)),
             ("plan", plan_lines(report.plan)),

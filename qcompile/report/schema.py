@@ -66,6 +66,26 @@ class TracedFacts(Section):
     seconds: float = 0.0
 
 
+class TrainingFacts(Section):
+    """How a torch model was trained to bear its rounding.
+
+    Attributes:
+        samples: That it was trained on.
+        losses: Of each step: squared error at the outputs over the float model's power.
+        resumed: Epochs that an earlier, stopped build had done.
+    """
+
+    samples: int
+    epochs: int
+    batch: int
+    rate: float
+    weight_bits: int
+    learned_scales: bool
+    losses: tuple[float, ...]
+    resumed: int = 0
+    seconds: float = 0.0
+
+
 class ModelFacts(Section):
     """What the source model is.
 
@@ -456,6 +476,7 @@ class Report(Section):
     Attributes:
         output: The folder that was written; None when nothing was.
         source: For a model that was quantized already.
+        training: For a torch model that was trained first.
         passes: Those that ran after the plan was made; ``canonical`` has those before.
         delivery: What runs on the device, where that is not the ONNX file itself.
         engine: The engine against the FP model; ``simulated`` is the same graph with the
@@ -476,6 +497,7 @@ class Report(Section):
     canonical: Canonicalization = Canonicalization()
     data: Data = Data()
     source: SourceGrids | None = None
+    training: TrainingFacts | None = None
     calibration: CalibrationSummary | None = None
     plan: PlanSummary = PlanSummary()
     passes: tuple[PassRecord, ...] = ()

@@ -2,8 +2,10 @@
 
 usage: python -m tests.benchmarks [PART ...] [--models A,B] [--blocks N] [--work DIR]
 
-Parts are accuracy, methods, speed, calibration, solver, weights and large; without any, all but
-large are run: that one takes about 20 GB of disk. The README's table is made anew, too.
+Parts are accuracy, methods, speed, calibration, solver, weights, large and halves; without any, all
+but the last two are run: large takes about 20 GB of disk. The README's table is made anew, too.
+halves writes docs/halves.md and needs TensorRT for RTX; qat writes the table of docs/qat.md and
+needs torch and torchao.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from tests.assets import ASSETS, ROOT
 from tests.benchmarks import (
     accuracy,
     calibration,
+    halves,
     large,
     methods,
     models,
@@ -28,13 +31,15 @@ from tests.benchmarks import (
 from tests.benchmarks.table import Table
 
 PARTS = ("accuracy", "methods", "speed", "calibration", "solver", "weights", "large")
+HALVES = "halves"
+QAT = "qat"
 PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def main() -> None:
     """Parse, measure the chosen parts, write the page."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=PARTS)
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, HALVES, QAT))
     parser.add_argument("--models", help="only these, by name, separated by commas")
     parser.add_argument("--blocks", type=int, default=large.BLOCKS, help="of the large decoder")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
@@ -57,13 +62,36 @@ def main() -> None:
     }
     whole = not options.models and options.blocks == large.BLOCKS
     page = (ROOT / "docs" if whole else work) / "benchmarks.md"
-    for part in options.parts or PARTS[:-1]:
+    if HALVES in options.parts:
+        _write_halves(work, [*real, *(name for name in texts if name not in real)], whole=whole)
+    if QAT in options.parts:
+        _write_training()
+    for part in (part for part in options.parts or PARTS[:-1] if part not in (HALVES, QAT)):
         sections = _write(page, part, tables[part]())
         if whole and part in ("accuracy", "speed"):
             readme = ROOT / "README.md"
             text = readme.read_text("utf-8")
             made = summary.filled(text, sections["accuracy"], sections["speed"], _stamp())
             readme.write_text(made, "utf-8")
+
+
+def _write_halves(work: Path, names: list[str], *, whole: bool) -> None:
+    """Write the table of docs/halves.md, or of a copy where it is of some models alone."""
+    page = ROOT / "docs" / "halves.md"
+    made = halves.filled(page.read_text("utf-8"), halves.measure(work, names), _stamp())
+    page = page if whole else work / page.name
+    page.write_text(made, "utf-8")
+    print(f"wrote {page}")
+
+
+def _write_training() -> None:
+    """Write the table of docs/qat.md; torch is needed for this part alone."""
+    from tests.benchmarks import qat
+
+    page = ROOT / "docs" / "qat.md"
+    made = halves.filled(page.read_text("utf-8"), qat.measure(), _stamp(qat.PACKAGES))
+    page.write_text(made, "utf-8")
+    print(f"wrote {page}")
 
 
 def _write(page: Path, measured: str, table: Table) -> dict[str, str]:
@@ -81,8 +109,8 @@ def _write(page: Path, measured: str, table: Table) -> dict[str, str]:
     return sections
 
 
-def _stamp() -> str:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+def _stamp(packages: tuple[str, ...] = PACKAGES) -> str:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     today = dt.datetime.now(dt.UTC).date()
     return f"{today}, {_cpu()}, Python {platform.python_version()}, {versions}."
 
