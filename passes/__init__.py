@@ -1,12 +1,15 @@
 """The passes in the order in which they run; the order is the documentation."""
 
 from qcompile.graph.protocol import GraphPass
+from qcompile.numerics.regrid import Given
 from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.clean_up import CleanUp
 from qcompile.passes.convert_opset import ConvertOpset
+from qcompile.passes.dequantize_graph import DequantizeGraph
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.expand_prelu import ExpandPrelu
+from qcompile.passes.expand_qlinear import ExpandQlinear
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.flatten_tokens import FlattenTokens
 from qcompile.passes.fold_batch_norm import FoldBatchNorm
@@ -19,6 +22,8 @@ from qcompile.passes.fuse_layer_norm import FuseLayerNorm
 from qcompile.passes.fuse_linear import FuseLinear
 from qcompile.passes.fuse_pad import FusePad
 from qcompile.passes.fuse_silu import FuseSilu
+from qcompile.passes.hold_codes import HoldCodes
+from qcompile.passes.hold_floats import HoldFloats
 from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.inline_functions import InlineFunctions
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
@@ -33,6 +38,23 @@ from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
 from qcompile.passes.soften_masks import SoftenMasks
+
+DEQUANTIZING: tuple[GraphPass, ...] = (
+    InlineFunctions(),
+    ConvertOpset(),
+    NameValues(),
+    InferShapes(),
+    ExpandQlinear(),
+    DequantizeGraph(),
+)
+"""The passes that give back floats, for a model that is quantized already."""
+
+
+def dequantizing(given: Given) -> list[GraphPass]:
+    """Return these passes; the grids that they find go to ``given``."""
+    last = DequantizeGraph(given=given)
+    return [last if step.name == last.name else step for step in DEQUANTIZING]
+
 
 CANONICAL: tuple[GraphPass, ...] = (
     InlineFunctions(),
@@ -67,7 +89,13 @@ LOWERING: dict[str, tuple[GraphPass, ...]] = {
         OwnConstants(),
         NameValues(),
     ),
-    "ort-mobile": (ExpandPrelu(), FlattenTokens(), FuseLinear(), OwnConstants(), NameValues()),
+    "ort-mobile": (
+        ExpandPrelu(),
+        FlattenTokens(),
+        FuseLinear(),
+        OwnConstants(),
+        NameValues(),
+    ),
 }
 """Target to the passes that bring the canonical graph into the form its int8 kernels want."""
 
@@ -91,16 +119,18 @@ WEIGHT_ONLY: tuple[GraphPass, ...] = (
     FoldInputScale(),
     InsertMatmulNbits(),
     InsertBlockDequantize(),
+    HoldCodes(),
 )
 """The passes that write solved weights into the graph; they take plan and weights as arguments."""
 
-HALVING: tuple[GraphPass, ...] = (SoftenMasks(), CastFloats(), RoundFloats())
+HALVING: tuple[GraphPass, ...] = (SoftenMasks(), CastFloats(), HoldFloats(), RoundFloats())
 """The passes for half precision; the last one simulates what the others make."""
 
 FITTING: tuple[GraphPass, ...] = (LowerOpset(),)
 """The passes that fit a graph to a runtime that knows older operators only."""
 
 ALL: tuple[GraphPass, ...] = (
+    *DEQUANTIZING,
     *CANONICAL,
     *(step for steps in LOWERING.values() for step in steps),
     *QUANTIZING,

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile.graph.edit import changes
 from qcompile.graph.protocol import Effect, Fact, GraphPass
-from qcompile.graph.walk import all_nodes, constant, producer
+from qcompile.graph.walk import all_nodes, constant, is_op, producer
 
 if TYPE_CHECKING:
     from onnxscript.rewriter import RewriteRule
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 class SimplifyNodes(GraphPass):
     """Drop nodes that do nothing and merge pairs that are one: onnxscript's general rules.
 
+    An AveragePool without padding loses the attribute that counts it, which NNAPI refuses.
     The rules take a while to import and 25 MB, so that happens only where one may match.
 
-    Before: ``Mul(x, 1)``, ``Cast(Cast(x))``, ``Transpose(Transpose(x))``, ``Reshape(x, computed)``.
-    After:  ``x``, ``Cast(x)``, ``Transpose(x)`` or ``x``, ``Reshape(x, [0, -1])``.
+    Before: ``Mul(x, 1)``, ``Cast(Cast(x))``, ``Transpose(Transpose(x))``, ``Reshape(x, computed)``,
+    ``AveragePool<count_include_pad=1>(x)``.
+    After:  ``x``, ``Cast(x)``, ``Transpose(x)`` or ``x``, ``Reshape(x, [0, -1])``,
+    ``AveragePool(x)``.
     Visits: the main graph and subgraphs.
     """
 
@@ -34,6 +37,12 @@ class SimplifyNodes(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """Apply the rules."""
+        pools = [node for node, _ in all_nodes(model) if counts_nothing(node)]
+        for node in pools:
+            del node.attributes["count_include_pad"]
+        return self._simplified(model) or bool(pools)
+
+    def _simplified(self, model: ir.Model) -> bool:
         if not any(may_match(node) for node, _ in all_nodes(model)):
             return changes(model, RemoveUnusedNodesPass())
         from onnxscript.rewriter import RewritePass
@@ -65,6 +74,18 @@ def rules() -> tuple["RewriteRule", ...]:
         *(rule for rule in basic if rule is not _basic_rules.slice_split_rule),
         *_remove_optional_bias.rules,
     )
+
+
+def counts_nothing(node: ir.Node) -> bool:
+    """Say whether an AveragePool counts a padding that it does not have.
+
+    With ``ceil_mode`` the last window may reach past the end, where versions do not agree.
+    """
+    if not is_op(node, "AveragePool") or not node.attributes.get_int("count_include_pad", 0):
+        return False
+    padded = any(node.attributes.get_ints("pads", ()))
+    fixed = node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    return fixed and not padded and not node.attributes.get_int("ceil_mode", 0)
 
 
 def may_match(node: ir.Node) -> bool:

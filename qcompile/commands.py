@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,19 @@ from qcompile.compare import end_to_end, perplexity
 from qcompile.compare.metric import load_metric
 from qcompile.data import Source, split_data
 from qcompile.devices import device_of
+from qcompile.emit.ort_file import write_engine
+from qcompile.emit.single_file import single_file
 from qcompile.errors import DataError, ModelError, RecipeError
-from qcompile.frontend import check_float, jobs_of, load
+from qcompile.frontend import floats_of, is_large, jobs_of, load
 from qcompile.graph.digest import model_digest
 from qcompile.graph.walk import all_graphs
 from qcompile.numerics.ranges import range_of
+from qcompile.numerics.regrid import Given
+from qcompile.opened import Opened, is_ort, refuse_tensorrt
+from qcompile.passes.expand_qlinear import holds_codes
 from qcompile.plan import CALIBRATED, Plan
-from qcompile.planning.pays import select_paying
-from qcompile.planning.plan import activations_of, wishes_of
+from qcompile.planning.given import select_given, spread, uncalibrated
+from qcompile.planning.plan import wishes_of
 from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress, StageLog
@@ -35,6 +39,7 @@ from qcompile.report.results import (
     BenchRow,
     CalibrationReport,
     ComparisonReport,
+    DequantizedReport,
     Inspection,
     TensorRow,
 )
@@ -43,10 +48,9 @@ from qcompile.runtime.host import host_cpu
 from qcompile.runtime.made_up import made_up_feeds
 from qcompile.runtime.ort import Session
 from qcompile.runtime.timing import time_one, time_pair
-from qcompile.samples import Feeds, Port, Samples
+from qcompile.samples import Feeds, Samples
 from qcompile.source.files import model_files
 from qcompile.source.onnx_file import load_model
-from qcompile.source.ports import with_head_sizes
 from qcompile.statistics import TensorStatistics
 from qcompile.targets import target_named
 
@@ -78,11 +82,12 @@ def calibrate(
         raise RecipeError(f"scheme {recipe.scheme} needs no calibration: nothing to do")
     target, options, jobs = target_named(recipe.target), recipe.calibration, jobs_of(recipe, heard)
     loaded = load(path, target.name, recipe.scheme, threads=jobs, dump_dir=None, progress=heard)
-    check_float(loaded)
     data = split_data(calib, evaluation, loaded, recipe, heard)
     if data.calibration is None:
         raise DataError(f"{calib}: no samples to calibrate with")
-    names = activations_of(select_paying(loaded.model, target, recipe.scheme, wishes_of(recipe)))
+    given, about = spread(loaded.given, loaded.model.graph), (target, recipe.scheme)
+    selection = select_given(loaded.model, given, *about, wishes_of(recipe), calibrated=True)
+    names = uncalibrated(selection, given)
     store, histograms = StatisticsStore(default_cache()), options.method != "minmax"
     statistics = collect(
         loaded.model,
@@ -107,6 +112,51 @@ def calibrate(
     )
 
 
+def dequantize(
+    model: Path | str,
+    output: Path | str,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> DequantizedReport:
+    """Write the float model that a quantized one stands for.
+
+    Args:
+        model: An ONNX file.
+        output: The ``.onnx`` file to write.
+        force: Replace a file that is there.
+        progress: Hears of what was left as it is.
+
+    Raises:
+        ModelError: It is not quantized, or cannot be read.
+        OutputError: The file exists, or cannot be written.
+        EngineError: ONNX Runtime does not run what was made.
+    """
+    path, out, heard, given = Path(model), Path(output), StageLog(progress), Given()
+    with single_file(out, force=force) as file:
+        graph = load_model(path, heard)
+        if not holds_codes(graph):
+            raise ModelError(f"{path}: holds no codes: it is a float model already")
+        few_bits = _count(graph, "MatMulNBits")
+        floats_of(graph, given, heard)
+        few_bits -= _count(graph, "MatMulNBits")
+        write_engine(graph, file)
+        if not is_large(graph):
+            Session(file)
+    return DequantizedReport(
+        source=str(path),
+        output=str(out),
+        activations=len(given.activations),
+        weights=len(given.weights) + few_bits,
+        bytes=sum(part.stat().st_size for part in model_files(out)),
+        notices=tuple(heard.notices),
+    )
+
+
+def _count(model: ir.Model, op_type: str) -> int:
+    return sum(node.op_type == op_type for node in model.graph.all_nodes())
+
+
 def compare(
     reference: Path | str,
     model: Path | str,
@@ -119,7 +169,8 @@ def compare(
 
     Args:
         reference: An ONNX file.
-        model: Another with the same inputs and outputs.
+        model: Another with the same inputs and outputs, or an ORT-format file. What was built for
+            another machine is simulated.
         data: Samples; with labels, accuracies are compared too.
         recipe: Its metric, what it does with pictures and text, and its jobs count.
         progress: Hears of steps and notices.
@@ -130,8 +181,8 @@ def compare(
     recipe, heard = recipe or Recipe(), StageLog(progress)
     metric = load_metric(recipe.metric) if recipe.metric else None
     jobs = jobs_of(recipe, heard)
-    first = _Opened.of(Path(reference), jobs, heard)
-    second = _Opened.of(Path(model), jobs, heard)
+    first = Opened.of(Path(reference), jobs, heard)
+    second = Opened.of(Path(model), jobs, heard)
     _check_same_inputs(first, second)
     samples = _samples(data, first, recipe, heard)
     if recipe.metric == perplexity.NAME and not _predicts_tokens(first.session, samples):
@@ -167,10 +218,17 @@ def inspect(
         QcompileError: Bad input.
     """
     path, heard, chosen = Path(model), StageLog(progress), target_named(target)
+    refuse_tensorrt(path)
+    if is_ort(path):
+        raise ModelError(
+            f"{path}: in ORT format, which holds no graph to plan with: name the ONNX file that it "
+            "was made of"
+        )
     device = device or device_of(Recipe(target=target), chosen, heard)
     chosen.check("int8", device)
     loaded = load(path, chosen.name, "int8", threads=1, dump_dir=None, progress=heard)
-    selection = select_paying(loaded.model, chosen, "int8", Wishes())
+    given = spread(loaded.given, loaded.model.graph)
+    selection = select_given(loaded.model, given, chosen, "int8", Wishes(), calibrated=True)
     weight_bytes, int8_bytes = _weight_bytes(loaded.model, selection)
     return Inspection(
         model=sections.model_facts(loaded),
@@ -204,7 +262,9 @@ def bench(
     heard = StageLog(progress)
     if not models:
         raise RecipeError("nothing to time: name at least one model")
-    first, *others = [_Opened.of(Path(model), 1, heard) for model in models]
+    first, *others = [Opened.of(Path(model), 1, heard) for model in models]
+    for model in (first, *others):
+        _check_timed(model)
     for other in others:
         _check_same_inputs(first, other)
     if data is None:
@@ -220,28 +280,11 @@ def bench(
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A model to run as it is, after the checks that any model goes through."""
-
-    path: Path
-    bytes: int
-    session: Session
-    inputs: tuple[Port, ...]
-
-    @classmethod
-    def of(cls, path: Path, threads: int, progress: Progress) -> "_Opened":
-        loaded = load_model(path, progress)
-        size = sum(file.stat().st_size for file in model_files(path))
-        session = Session(path, threads=threads)
-        return cls(path, size, session, with_head_sizes(session.inputs, loaded))
-
-
 def _predicts_tokens(session: Session, samples: Samples) -> bool:
     return perplexity.perplexity_metric(session.inputs, session.outputs, samples[0]) is not None
 
 
-def _samples(source: Source, model: _Opened, recipe: Recipe, progress: Progress) -> Samples:
+def _samples(source: Source, model: Opened, recipe: Recipe, progress: Progress) -> Samples:
     session = model.session
     reading = Reading.of(recipe.text, model.path, session.outputs)
     samples = open_samples(source, model.inputs, recipe.preprocess, progress, session, reading)
@@ -249,13 +292,21 @@ def _samples(source: Source, model: _Opened, recipe: Recipe, progress: Progress)
     return samples
 
 
-def _check_same_inputs(first: _Opened, other: _Opened) -> None:
+def _check_same_inputs(first: Opened, other: Opened) -> None:
     wanted = {port.name: port.dtype for port in first.session.inputs}
     found = {port.name: port.dtype for port in other.session.inputs}
     if wanted != found:
         raise ModelError(
             f"{other.path}: its inputs ({_listed(found)}) are not those of {first.path} "
             f"({_listed(wanted)})"
+        )
+
+
+def _check_timed(model: Opened) -> None:
+    if model.foreign:
+        raise ModelError(
+            f"{model.path}: built for {model.foreign}: what it takes here says nothing of that; "
+            "compare can judge its outputs"
         )
 
 
@@ -313,7 +364,7 @@ def _weight_bytes(model: ir.Model, selection: Selection) -> tuple[int, int]:
 
 
 def _timed(
-    models: Sequence[_Opened], feeds: Feeds, threads: int, progress: Progress
+    models: Sequence[Opened], feeds: Feeds, threads: int, progress: Progress
 ) -> Iterator[BenchRow]:
     """Yield the speed of each model, the first one's from its first comparison."""
     first, *others = models

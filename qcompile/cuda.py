@@ -6,12 +6,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from qcompile.emit.session_files import CONTEXT, SessionRequest, write_session_files
+from qcompile.emit.device_files import write_device_files, write_float_model
+from qcompile.emit.session_files import CONTEXT, SessionRequest
 from qcompile.errors import EngineError
 from qcompile.graph.walk import all_nodes, weight_bytes
 from qcompile.lint.cuda import PROVIDERS, check_cuda
 from qcompile.lint.cuda import Provider as ProviderName
-from qcompile.lint.rule import Finding, Setting, Severity
+from qcompile.lint.rule import Finding, Setting, refusal
 from qcompile.report.schema import Delivery
 from qcompile.runtime import cuda
 from qcompile.runtime.ort import Session
@@ -19,7 +20,7 @@ from qcompile.runtime.provider import Engine, Provider
 from qcompile.runtime.tensorrt import major_version
 from qcompile.samples import InMemory, Samples
 from qcompile.sections import finding_rows
-from qcompile.written import Delivered, Written
+from qcompile.written import JUDGED_THERE, Delivered, Written
 
 _FALLS = {
     "C01": "no CUDA kernel",
@@ -71,7 +72,8 @@ def deliver(written: Written) -> Delivered:
         notes=_measured(ran) if ran else _left_to_do(written, device, why),
     )
     if why:
-        return Delivered(None, facts, f"not run: {why}; accuracy is that of the simulated model")
+        untimed = f"not run: {why}; accuracy is that of the simulated model"
+        return Delivered(None, facts, untimed, left=JUDGED_THERE)
     return Delivered(Engine(written.model, cuda.in_folder(provider, folder)), facts)
 
 
@@ -84,14 +86,8 @@ def _checked(written: Written, model: ir.Model, device: ProviderName) -> list[Fi
     version = major_version(written.recipe.tensorrt.version) if device == "tensorrt" else 11
     setting = Setting("tensorrt", version, (), written.profiles)
     found = check_cuda(model, device, setting, written.log)
-    errors = [finding for finding in found if finding.severity is Severity.ERROR]
-    if errors:
-        first, more = errors[0], len(errors) - 1
-        others = f" (and {more} more: qcompile check lists them)" if more else ""
-        raise EngineError(
-            f"{cuda.NAMES[device]} would not run the model: {first.where}: {first.what} "
-            f"({first.rule}){others}"
-        )
+    if why := refusal(found):
+        raise EngineError(f"{cuda.NAMES[device]} would not run the model: {why}")
     return found
 
 
@@ -113,6 +109,8 @@ def _provider(written: Written, model: ir.Model, device: ProviderName) -> Provid
 
 
 def _write_files(written: Written, provider: Provider) -> None:
+    folder, gates = written.model.parent, written.recipe.gates
+    float_model = write_float_model(folder, written.loaded.model, gates, written.log)
     request = SessionRequest(
         model=written.model.name,
         inputs=written.loaded.inputs,
@@ -120,11 +118,12 @@ def _write_files(written: Written, provider: Provider) -> None:
         provider=provider,
         profiles=written.profiles,
         context=written.recipe.cuda.context and written.device == "tensorrt",
-        gates=written.recipe.gates,
+        gates=gates,
+        float_model=float_model,
     )
     samples: Samples = written.data.evaluation or InMemory([])
     session = written.loaded.session or Session(written.loaded.path)
-    write_session_files(written.model.parent, request, samples, session.run, written.log)
+    write_device_files(folder, request, samples, session.run, written.log)
 
 
 def _path(written: Written, device: ProviderName, why: str) -> str:

@@ -18,19 +18,10 @@ from qcompile.targets.target import Target
 from qcompile.tensorrt_engine import EngineJob
 from qcompile.written import Delivered, Written
 
-UNTIMED = (
-    "the engine was not run here: accuracy is that of the simulated model, by which gates are "
-    "judged; nothing was timed"
-)
-
-UNSEEN = "the engine was not run here, and without samples it was not simulated; nothing was timed"
-
 _ANY_SHAPE = ("ort-cpu", "onnx")
 """Targets whose engines are built for no shapes."""
 
 FOREIGN = "not timed: the engine is for ARM, and this machine is not"
-
-RUN = "the engine was run and judged by TensorRT itself: see 'engine'"
 
 
 def check_request(target: Target, recipe: Recipe, log: StageLog) -> None:
@@ -78,12 +69,10 @@ def deliver(target: Target, written: Written) -> Delivered:
         return _for_arm(written.model.with_name(facts.path), facts)
     if target.name == "ort-cuda":
         return cuda.deliver(written)
-    untimed = UNTIMED if written.data.evaluation else UNSEEN
     if target.name == "tensorrt-rtx":
-        return Delivered(None, EngineJob(written).rtx(), untimed)
+        return EngineJob(written).rtx()
     if target.name == "tensorrt":
-        facts, judged = EngineJob(written).tensorrt()
-        return Delivered(None, facts, RUN if facts.state == "run" else untimed, judged)
+        return EngineJob(written).tensorrt()
     if target.name == "ort-cpu" and written.device == "arm":
         return _for_arm(written.model)
     return Delivered(Engine(written.model))

@@ -11,11 +11,13 @@ from qcompile.errors import PlanError
 from qcompile.frontend import Loaded
 from qcompile.graph.edit import Names
 from qcompile.graph.halves import HALVES, is_float32
-from qcompile.graph.protocol import Fact
+from qcompile.graph.protocol import Fact, GraphPass
 from qcompile.graph.runner import run_passes
+from qcompile.graph.walk import is_op
 from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.convert_opset import ConvertOpset
 from qcompile.passes.half_nodes import HalfNodes
+from qcompile.passes.hold_floats import HoldFloats
 from qcompile.passes.infer_shapes import InferShapes
 from qcompile.passes.name_values import NameValues
 from qcompile.passes.round_floats import RoundFloats
@@ -31,6 +33,9 @@ from qcompile.targets.target import Half, Target
 
 BF16_OPSET = 22
 """Convolutions and pooling take bfloat16 from here on."""
+
+_SIZES = ("Shape", "Size")
+"""Operators that take halves and look at no number of them."""
 
 _FP32 = "fp32: "
 """Stands in a reason before why the node is in fp32, and not in half precision."""
@@ -77,9 +82,14 @@ class Halves:
                 run_passes(made.model, newer, holds=self.loaded.holds)
             nodes = HalfNodes(made.model, HALVES[half], kept, float_ports=keep_ports)
             plan = _marked(made.plan, self.half, nodes)
-            step = CastFloats(dtype=half, kept=kept, keep_ports=keep_ports)
-            runs = run_passes(made.model, [step], holds=self.loaded.holds, dump_dir=folder)
+            steps: list[GraphPass] = [CastFloats(dtype=half, kept=kept, keep_ports=keep_ports)]
+            if self._for_tensorrt():
+                steps.append(HoldFloats())
+            runs = run_passes(made.model, steps, holds=self.loaded.holds, dump_dir=folder)
         return replace(made, plan=plan, runs=[*made.runs, *runs])
+
+    def _for_tensorrt(self) -> bool:
+        return self.target.name in ("tensorrt", "tensorrt-rtx") or self.device == "tensorrt"
 
     def _kept(self) -> dict[str, str]:
         """Return the nodes that stay in fp32, with reasons."""
@@ -177,7 +187,7 @@ def _marked(plan: Plan, half: Half, nodes: HalfNodes) -> Plan:
 
     A node with codes keeps its precision; what it gives, or its scales, may have to be fp32.
     """
-    halves = {node.name for node in nodes.slots}
+    halves = {node.name for node in nodes.slots if not is_op(node, *_SIZES)}
     reasons = {node.name: reason for node, reason in nodes.reasons.items()}
     others = {node.name: _why_neither(node, nodes.graph) for node in nodes.graph.all_nodes()}
 
@@ -207,7 +217,8 @@ def _why_neither(node: ir.Node, graph: ir.Graph) -> str:
     """Return why a node that is neither in half precision nor kept from it is in float."""
     if node.graph is not graph:
         return "inside If, Loop or Scan: control flow stays in fp32"
-    if any(map(is_float32, (*node.inputs, *node.outputs))):
+    floats = any(map(is_float32, (*node.inputs, *node.outputs)))
+    if floats and not is_op(node, *_SIZES):
         return "between nodes in fp32"
     return "computes with no floats"
 

@@ -12,7 +12,8 @@ from qcompile.report.schema import Delivery
 from qcompile.report.text import KEEP, counted, milliseconds, size
 from qcompile.runtime.cold_start import cold_start
 from qcompile.runtime.ort import replays
-from qcompile.targets.providers import PROVIDERS, Provider
+from qcompile.targets.execution_provider import Provider
+from qcompile.targets.providers import PROVIDERS
 from qcompile.written import Written
 
 MANY = 4

@@ -1,34 +1,44 @@
 """The engines of TensorRT and TensorRT for RTX: checked, built where that can be, told apart."""
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
 from qcompile.compare.engine_types import EngineType, compare_types, graph_types
 from qcompile.compare.gates import GateResult
+from qcompile.compare.results import Agreement, Comparison, OutputError
 from qcompile.data import Split
+from qcompile.emit.device_files import FLOAT_MODEL, write_float_model
+from qcompile.emit.ort_file import EXTERNAL_BYTES, write_engine
 from qcompile.emit.tensorrt_files import EngineOptions, EngineRequest, write_engine_files
 from qcompile.errors import EngineError, RecipeError, RuntimeMissingError
 from qcompile.frontend import Loaded
-from qcompile.lint.rule import Finding, Flavour, Setting, Severity
+from qcompile.graph.walk import weight_bytes
+from qcompile.lint.rule import Finding, Flavour, Setting, refusal
 from qcompile.lint.tensorrt import check_model
+from qcompile.numerics.intervals import Interval
 from qcompile.plan import CALIBRATED, FLOATS, Plan
 from qcompile.profiles import profiles_of
 from qcompile.progress import Progress, Silent, StageLog
 from qcompile.recipe import Recipe
 from qcompile.report.schema import Delivery, EngineLayer
+from qcompile.report.schema import Finding as FindingRow
 from qcompile.runtime import rtx, tensorrt
 from qcompile.runtime.layer_dump import EngineLayer as Kernel
 from qcompile.runtime.obtained import WEIGHTED, obtained
 from qcompile.runtime.ort import Session
 from qcompile.runtime.rtx_library import is_installed
+from qcompile.runtime.tensorrt import PairTiming, TrtBuild
+from qcompile.runtime.timing import Timing
 from qcompile.samples import InMemory, Samples
 from qcompile.sections import finding_rows
 from qcompile.targets.profiles import Profile, parse_profiles
 from qcompile.targets.target import ANY
-from qcompile.written import Written
+from qcompile.written import JUDGED_THERE, Delivered, Written
 
 ENGINE = "model.engine"
 
@@ -40,6 +50,17 @@ _NOT_OF_RTX = {
 """Key of the recipe to why an engine that is built without a GPU cannot have it."""
 
 RTX: Flavour = "tensorrt-rtx"
+
+UNTIMED = (
+    "the engine was not run here: accuracy is that of the simulated model, by which gates are "
+    "judged; nothing was timed"
+)
+
+UNSEEN = "the engine was not run here, and without samples it was not simulated; nothing was timed"
+
+STRIPPED = "the engine file holds no weights: give them back from model.onnx (OnnxParserRefitter)"
+
+RUN = "TensorRT ran the engine on the samples of the bundle; scores are of the simulated model"
 
 
 def check_options(flavour: Flavour, recipe: Recipe) -> None:
@@ -55,6 +76,11 @@ def check_options(flavour: Flavour, recipe: Recipe) -> None:
     if flavour != RTX:
         tensorrt.major_version(options.version)
         return
+    if recipe.gates.min_speedup is not None:
+        raise RecipeError(
+            "--min-speedup: an engine of TensorRT for RTX is built, but not run here, so nothing "
+            "can judge it; leave it out, or build with --target tensorrt"
+        )
     for key, asked in {
         "strip": options.strip,
         "version_compatible": options.version_compatible,
@@ -80,11 +106,37 @@ def shapes_for(
     Raises:
         RecipeError: The shapes contradict the model, or are not known.
         EngineError: The float model breaks a rule that forbids it, such as an operator that
-            TensorRT lacks.
+            TensorRT lacks; or the parser of TensorRT for RTX refuses it, where that is the target.
     """
     found = profiles_of(recipe.tensorrt.shapes, loaded, data, log)
     _lint(loaded.model.clone(), setting_of(flavour, recipe, device, found), Silent())
+    _try_parser(flavour, loaded, log)
     return found
+
+
+def _try_parser(flavour: Flavour, loaded: Loaded, log: StageLog) -> None:
+    """Let TensorRT for RTX parse the float graph: what it refuses is known before calibration.
+
+    Raises:
+        EngineError: It is the target, and refuses or crashes.
+    """
+    if is_installed() is None:
+        return
+    if weight_bytes(loaded.model) > EXTERNAL_BYTES:
+        log.notice("too large to be parsed before it is quantized: TensorRT may yet refuse it")
+        return
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        model = Path(folder) / loaded.path.name
+        write_engine(loaded.model.clone(), model)
+        try:
+            rtx.parse(model)
+        except (EngineError, RuntimeMissingError) as error:
+            if flavour == RTX:
+                raise
+            log.notice(
+                f"{error}; whether TensorRT does, its own parser will say on the device: the two "
+                "mostly agree, but some operators only one of them has"
+            )
 
 
 def setting_of(
@@ -105,7 +157,7 @@ class EngineJob:
 
     on: Written
 
-    def rtx(self) -> Delivery:
+    def rtx(self) -> Delivered:
         """Build an engine of TensorRT for RTX, which takes no GPU, and read its layers' types.
 
         Raises:
@@ -125,22 +177,21 @@ class EngineJob:
         built = rtx.build(request, self.on.log)
         for warning in built.warnings:
             self.on.log.notice(f"TensorRT for RTX warns: {warning}")
-        return Delivery(
+        rows = finding_rows(found)
+        facts = Delivery(
             kind=f"TensorRT for RTX engine for compute capability {_capabilities(self._sms())}",
             state="built",
             path=ENGINE,
             bytes=built.bytes,
             seconds=round(built.seconds, 2),
             library=f"TensorRT for RTX {is_installed()}",
-            layers=self._layers(built.layers, found),
-            findings=finding_rows(found),
+            layers=self._layers(built.layers, rows),
+            findings=rows,
         )
+        return Delivered(None, facts, self._untimed())
 
-    def tensorrt(self) -> tuple[Delivery, tuple[GateResult, ...]]:
+    def tensorrt(self) -> Delivered:
         """Write what builds and judges the engine; do so here where TensorRT and a GPU are.
-
-        Returns:
-            What was made, and the gates that were judged on the GPU.
 
         Raises:
             QcompileError: TensorRT refuses the model.
@@ -149,7 +200,7 @@ class EngineJob:
         version = setting.version
         found = _lint(ir.load(self.on.model), setting, self.on.log)
         self._write_files(version)
-        kind = f"TensorRT {version} engine"
+        facts = Delivery(kind=f"TensorRT {version} engine", findings=finding_rows(found))
         if tensorrt.installed() is None or not tensorrt.has_gpu():
             missing = "no NVIDIA GPU" if tensorrt.installed() else "TensorRT is not installed"
             note = (
@@ -157,31 +208,57 @@ class EngineJob:
                 "folder on the device: it builds, compares with the samples here and exits 3 when "
                 "a gate is missed"
             )
-            return Delivery(kind=kind, findings=finding_rows(found), notes=(note,)), ()
-        built = tensorrt.build(self.on.model.parent, self.on.log)
-        engine = built.engine
-        if engine is None:
+            facts = facts.model_copy(update={"notes": (note,)})
+            return Delivered(None, facts, self._untimed(), left=JUDGED_THERE)
+        return self._ran(self._built(), facts)
+
+    def _built(self) -> TrtBuild:
+        """Build, run and judge; the float model is built, too, to be timed beside the engine."""
+        folder, log = self.on.model.parent, self.on.log
+        if (folder / FLOAT_MODEL).exists():
+            return tensorrt.build(folder, log)
+        with tempfile.TemporaryDirectory(prefix="qcompile-") as temporary:
+            floats = Path(temporary) / FLOAT_MODEL
+            write_engine(self.on.loaded.model.clone(), floats)
+            return tensorrt.build(folder, log, against=floats)
+
+    def _ran(self, built: TrtBuild, facts: Delivery) -> Delivered:
+        """Return what TensorRT built and ran here.
+
+        Args:
+            built: What it says.
+            facts: What was known before.
+
+        Raises:
+            EngineError: It left no engine.
+        """
+        engine, timing = built.engine, built.timing
+        if engine is None or built.device is None:
             raise EngineError(f"TensorRT left no engine: {built.message}")
-        timing = built.timing
-        took = f"{timing.median_ms:.3f} ms a run ({timing.how})" if timing else ""
-        figures = [
-            f"output {row.name}: {row.sqnr_db:.1f} dB against the float model"
-            for row in built.outputs
-            if row.sqnr_db is not None
-        ]
-        judged = tuple(GateResult(**gate.model_dump()) for gate in built.gates)
-        facts = Delivery(
-            kind=f"{kind} for {built.device.name}" if built.device else kind,
-            state="run" if built.device else "built",
-            path=engine.name,
-            bytes=engine.bytes,
-            seconds=built.seconds,
-            library=f"TensorRT {built.tensorrt}",
-            layers=self._layers(built.layers, found),
-            findings=finding_rows(found),
-            notes=(*([took] if took else []), *figures),
+        more = {
+            "kind": f"{facts.kind} for {built.device.name}",
+            "state": "run",
+            "path": engine.name,
+            "bytes": engine.bytes,
+            "seconds": built.seconds,
+            "library": f"TensorRT {built.tensorrt}",
+            "layers": self._layers(built.layers, facts.findings),
+            "notes": (
+                *((f"{timing.median_ms:.3f} ms a run ({timing.how})",) if timing else ()),
+                *((STRIPPED,) if self.on.recipe.tensorrt.strip else ()),
+            ),
+        }
+        return Delivered(
+            None,
+            facts.model_copy(update=more),
+            "" if built.samples else "not compared and not timed: there are no samples",
+            compared=_compared(built) if built.samples else None,
+            timing=_timing(built.speed) if built.speed else None,
+            judged=tuple(GateResult(**gate.model_dump()) for gate in built.gates),
         )
-        return facts, judged
+
+    def _untimed(self) -> str:
+        return UNTIMED if self.on.data.evaluation else UNSEEN
 
     def _setting(self, flavour: Flavour) -> Setting:
         on = self.on
@@ -190,7 +267,9 @@ class EngineJob:
     def _sms(self) -> tuple[int, ...]:
         return _sms(self.on.device)
 
-    def _layers(self, kernels: tuple[Kernel, ...], found: list[Finding]) -> tuple[EngineLayer, ...]:
+    def _layers(
+        self, kernels: tuple[Kernel, ...], found: tuple[FindingRow, ...]
+    ) -> tuple[EngineLayer, ...]:
         """Return the weighted nodes, planned and obtained; those that were missed first."""
         model = ir.load(self.on.model)
         by_place: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -201,7 +280,8 @@ class EngineJob:
         return tuple(_row(row) for row in sorted(rows, key=lambda row: not row.is_miss))
 
     def _write_files(self, version: int) -> None:
-        options = self.on.recipe.tensorrt
+        options, gates = self.on.recipe.tensorrt, self.on.recipe.gates
+        folder, log = self.on.model.parent, self.on.log
         request = EngineRequest(
             model=self.on.model.name,
             inputs=self.on.loaded.inputs,
@@ -217,11 +297,12 @@ class EngineJob:
                 strip=options.strip,
                 refit=options.strip,
             ),
-            gates=self.on.recipe.gates,
+            gates=gates,
+            float_model=write_float_model(folder, self.on.loaded.model, gates, log),
         )
         samples: Samples = self.on.data.evaluation or InMemory([])
         session = self.on.loaded.session or Session(self.on.loaded.path)
-        write_engine_files(self.on.model.parent, request, samples, session.run, self.on.log)
+        write_engine_files(folder, request, samples, session.run, log)
 
 
 def _lint(model: ir.Model, setting: Setting, progress: Progress) -> list[Finding]:
@@ -231,14 +312,31 @@ def _lint(model: ir.Model, setting: Setting, progress: Progress) -> list[Finding
         EngineError: It does; names the node and the rule.
     """
     found = check_model(model, setting, progress)
-    errors = [finding for finding in found if finding.severity is Severity.ERROR]
-    if errors:
-        first, more = errors[0], len(errors) - 1
-        others = f" (and {more} more: qcompile check lists them)" if more else ""
-        raise EngineError(
-            f"TensorRT would refuse the model: {first.where}: {first.what} ({first.rule}){others}"
-        )
+    if why := refusal(found):
+        raise EngineError(f"TensorRT would refuse the model: {why}")
     return found
+
+
+def _compared(built: TrtBuild) -> Comparison:
+    """Return the figures of the engine that TensorRT ran."""
+    agreements = (Agreement(**each.model_dump(), interval=None) for each in built.agreements)
+    return Comparison(
+        samples=built.samples,
+        outputs=tuple(OutputError(**each.model_dump()) for each in built.outputs),
+        agreements=tuple(agreements),
+        notes=(RUN,),
+    )
+
+
+def _timing(speed: PairTiming) -> Timing:
+    return Timing(
+        first_ms=speed.float_ms,
+        second_ms=speed.engine_ms,
+        ratio=speed.ratio,
+        interval=Interval(*speed.interval),
+        pairs=speed.pairs,
+        threads=1,
+    )
 
 
 def _sms(device: str) -> tuple[int, ...]:

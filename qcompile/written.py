@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qcompile.compare.gates import GateResult
+from qcompile.compare.results import Comparison
 from qcompile.data import Split
 from qcompile.frontend import Loaded
 from qcompile.progress import StageLog
@@ -12,6 +13,7 @@ from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
 from qcompile.report.schema import Delivery
 from qcompile.runtime.provider import Engine
+from qcompile.runtime.timing import Timing
 from qcompile.targets.profiles import Profile
 
 
@@ -48,10 +50,20 @@ class Delivered:
         engine: What ONNX Runtime runs on this machine as the engine; None where nothing does.
         facts: For the report; None where the ONNX file itself is the engine.
         untimed: Why a time on this machine would say nothing; empty where it does.
-        judged: Gates that were judged on the device itself.
+        compared: The engine against the float model, as the device itself ran it.
+        timing: Both timed in turn there.
+        judged: Gates that were judged there.
+        left: Names of gates that the device has yet to judge: what is to be run there carries them.
     """
 
     engine: Engine | None
     facts: Delivery | None = None
     untimed: str = ""
+    compared: Comparison | None = None
+    timing: Timing | None = None
     judged: tuple[GateResult, ...] = ()
+    left: frozenset[str] = frozenset()
+
+
+JUDGED_THERE = frozenset({"min-speedup"})
+"""Gates that a script judges on the device alone: nothing else can time the engine."""

@@ -3,6 +3,7 @@
 There the CPU stands in for the GPU; all else is real.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from qcompile.recipe import Gates, Recipe
 from qcompile.runtime import cuda
 from qcompile.runtime.provider import CPU, Provider
 from qcompile.runtime.timing import time_pair
+from tests import tiny
 from tests.cli.nets import CALIB, EVAL, MODEL
 from tests.lint import test_ports
 from tests.lint.models import matmul
@@ -49,6 +51,17 @@ def test_a_model_is_run_compared_and_timed_on_its_provider(gpu: None, tmp_path: 
     assert report.speed is not None
     assert [gate.passed for gate in report.gates] == [True]
     assert (tmp_path / "out" / "result.json").is_file()
+
+
+@pytest.mark.skipif(not cuda.missing("cuda"), reason="a GPU would judge it here")
+def test_a_speed_is_left_to_the_device_with_the_float_model(tmp_path: Path) -> None:
+    wished = {"target": "ort-cuda", "scheme": "fp16", "gates": {"min_speedup": 1.5}}
+    report, heard = tiny.build(tiny.products(tmp_path), data=False, **wished)
+    told = json.loads((tmp_path / "out" / "session_options.json").read_text("utf-8"))
+    assert (told["float_model"], told["gates"]) == ("float.onnx", {"min_speedup": 1.5})
+    assert (tmp_path / "out" / "float.onnx").is_file()
+    assert any("--min-speedup is judged on the device" in notice for notice in heard.notices)
+    assert report.gates == ()
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,20 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 
 import qcompile
-from qcompile.delivery import UNSEEN, UNTIMED
 from qcompile.errors import EngineError, GateError, RecipeError
+from qcompile.plan import read_plan
 from qcompile.progress import Silent
+from qcompile.runtime import rtx, tensorrt
 from qcompile.runtime.rtx_library import is_installed
+from qcompile.tensorrt_engine import RUN, UNSEEN, UNTIMED
+from tests.emit.bundles import use_stand_ins
 from tests.tiny import build, convs, products, weight, write_net, write_samples
 
 needs_rtx = pytest.mark.skipif(
@@ -67,10 +71,7 @@ def test_a_layer_that_was_excluded_or_kept_in_fp32_is_told_apart(tmp_path):
     path = convs(tmp_path)
     assert layers(build(path, scheme="int8", **wished)[0]) == {"c0": ("int8", "int8")}
     half = layers(build(path, scheme="fp16", **wished)[0])
-    assert half["c0"] == ("fp16", "fp16")
-    assert (
-        half["c1"][0] == "fp32"
-    )  # 1.7.1 takes the casts around it into an fp16 kernel: it is told
+    assert half == {"c0": ("fp16", "fp16"), "c1": ("fp32", "fp32")}
 
 
 @needs_rtx
@@ -94,45 +95,60 @@ def test_dynamic_axes_and_several_inputs(tmp_path):
     assert not any("shapes" in notice for notice in heard.notices)
 
 
-@needs_rtx
-def test_an_operator_that_only_the_parser_refuses_is_named_with_its_node(tmp_path):
-    body = """[c0] a = Conv<pads = [1, 1, 1, 1]> (x, w0)
-    [odd] y = MaxPool<kernel_shape = [3, 3], dilations = [2, 2]> (a)"""
-    path = write_net(tmp_path / "net.onnx", "float[1,16,8,8] x", body, w0=weight(0, 16, 16, 3, 3))
-    with pytest.raises(EngineError) as found:
-        build(path, target="tensorrt-rtx", sm=(89,), scheme="fp16", data=False)
-    assert "node 'odd' (MaxPool)" in str(found.value)
-    assert not (tmp_path / "out").exists()
-
-
 # -- what is refused before anything is computed ---------------------------------------------
 
 
-def test_an_operator_that_tensorrt_lacks_is_named_before_calibration(tmp_path):
-    body = "[c0] a = Conv<pads = [1, 1, 1, 1]> (x, w0)\n[odd] y = Det(a)"
-    path = write_net(tmp_path / "net.onnx", "float[1,16,8,8] x", body, w0=weight(0, 16, 16, 3, 3))
-    write_samples(tmp_path / "data", x=(1, 16, 8, 8))
-    heard: list[str] = []
+class Steps(Silent):
+    """Hears of stages, too."""
 
-    class Steps(Silent):
-        def step(self, stage: str, done: int, total: int) -> None:
-            heard.append(stage)
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: set[str] = set()
 
-    for target in ("tensorrt", "tensorrt-rtx"):
-        if target == "tensorrt-rtx" and is_installed() is None:
-            continue
-        with pytest.raises(EngineError) as found:
-            qcompile.build(
-                path,
-                calib=tmp_path / "data",
-                output=tmp_path / "out",
-                recipe=qcompile.Recipe(target=target),
-                progress=Steps(),
-            )
-        message = "TensorRT would refuse the model: odd: TensorRT's parser has no Det"
-        assert str(found.value).startswith(message)
-        assert not [stage for stage in heard if stage.startswith(("calibrate", "plan"))]
-        assert not (tmp_path / "out").exists()
+    def step(self, stage: str, done: int, total: int) -> None:
+        self.stages.add(stage)
+
+
+def odd(folder: Path, last: str) -> Path:
+    """Write a net with an odd node at its end, and samples."""
+    body = f"[c0] a = Conv<pads = [1, 1, 1, 1]> (x, w0)\n[odd] y = {last}"
+    write_samples(folder / "data", x=(1, 16, 8, 8))
+    weights = {"w0": weight(0, 16, 16, 3, 3)}
+    return write_net(folder / "net.onnx", "float[1,16,8,8] x", body, **weights)
+
+
+def refused(path: Path, target: str) -> str:
+    """Return the error of a build that ends before calibration."""
+    steps, out = Steps(), path.parent / "out"
+    asked = {"output": out, "recipe": qcompile.Recipe(target=target), "progress": steps}
+    with pytest.raises(EngineError) as found:
+        qcompile.build(path, calib=path.parent / "data", **asked)
+    assert not [stage for stage in steps.stages if stage.startswith(("calibrate", "plan"))]
+    assert not out.exists()
+    return str(found.value)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", pytest.param("tensorrt-rtx", marks=needs_rtx)])
+def test_an_operator_that_tensorrt_lacks_is_named_before_calibration(tmp_path, target):
+    message = "TensorRT would refuse the model: odd: TensorRT's parser has no Det"
+    assert refused(odd(tmp_path, "Det(a)"), target).startswith(message)
+
+
+@needs_rtx
+def test_what_only_the_parser_refuses_is_named_before_calibration(tmp_path):
+    path = odd(tmp_path, "MaxPool<kernel_shape = [3, 3], dilations = [2, 2]> (a)")
+    told = refused(path, "tensorrt-rtx")
+    assert told.startswith("net.onnx: TensorRT for RTX cannot read it: node 'odd' (MaxPool): ")
+    _, heard = build(path, target="tensorrt", scheme="fp16", data=False)
+    (notice,) = [notice for notice in heard.notices if notice.startswith(told)]
+    assert "its own parser will say on the device" in notice
+
+
+@needs_rtx
+def test_a_parser_that_crashes_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(rtx, "_START", "import os, sys; sys.stdin.read(); os.abort()")
+    told = refused(convs(tmp_path), "tensorrt-rtx")
+    assert told.startswith("TensorRT for RTX crashed (SIGABRT: Aborted) while it parsed net.onnx")
 
 
 @pytest.mark.parametrize(
@@ -190,11 +206,70 @@ def test_a_missed_gate_of_the_simulated_model(tmp_path):
     assert left == {"plan.json", "manifest.json", "report.json"}
 
 
-def test_a_speed_cannot_be_judged_without_the_device(tmp_path):
-    with pytest.raises(GateError) as found:
-        build(convs(tmp_path), target="tensorrt", gates={"min_speedup": 1.5})
-    (gate,) = found.value.report.gates
-    assert (gate.name, gate.measured, gate.note) == ("min-speedup", None, "nothing was timed")
+def test_a_speed_is_left_to_the_device_with_the_float_model(tmp_path):
+    report, heard = build(convs(tmp_path), target="tensorrt", gates={"min_speedup": 1.5})
+    out = tmp_path / "out"
+    request = json.loads((out / "build.json").read_text())
+    assert (request["float_model"], request["gates"]) == ("float.onnx", {"min_speedup": 1.5})
+    graph = onnx.load(out / "float.onnx").graph
+    assert {node.op_type for node in graph.node} == {"Conv", "Relu", "Add"}
+    assert {t.data_type for t in graph.initializer} == {onnx.TensorProto.FLOAT}
+    (told,) = [n for n in heard.notices if n.startswith("float.onnx (0.02 MB)")]
+    assert told.endswith("--min-speedup is judged on the device, against it")
+    assert report.gates == ()
+    assert report.status == "built"
+
+
+@needs_rtx
+def test_nothing_can_judge_the_speed_of_an_rtx_engine(tmp_path):
+    with pytest.raises(RecipeError, match="--min-speedup: an engine of TensorRT for RTX is built"):
+        build(tmp_path / "missing.onnx", target="tensorrt-rtx", gates={"min_speedup": 1.5})
+
+
+@pytest.fixture
+def gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Let stand-ins be TensorRT and its GPU."""
+    use_stand_ins(monkeypatch, tmp_path_factory.getbasetemp())
+    yield
+    monkeypatch.undo()
+    tensorrt.installed.cache_clear()
+    tensorrt.has_gpu.cache_clear()
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_where_it_runs_figures_and_speed_are_in_their_sections(gpu, tmp_path):
+    gates = {"min_sqnr": 20.0, "min_speedup": 0.01}
+    report, heard = build(convs(tmp_path), target="tensorrt", gates=gates)
+    delivery = report.delivery
+    assert (delivery.state, delivery.path) == ("run", "model.engine")
+    assert delivery.kind == "TensorRT 11 engine for stand-in"
+    (note,) = delivery.notes
+    assert "ms a run (host clock" in note
+    speed = report.speed
+    assert speed.ratio == pytest.approx(speed.float_ms / speed.engine_ms, rel=0.5)
+    assert speed.interval[0] <= speed.ratio <= speed.interval[1]
+    assert speed.pairs >= 20
+    assert report.engine.samples == report.data.evaluation_samples > 0
+    assert report.engine.outputs[0].sqnr_db > 20
+    assert report.engine.notes == (RUN,)
+    judged = {gate.name: gate.measured for gate in report.gates}
+    assert judged == {"min-sqnr": report.engine.outputs[0].sqnr_db, "min-speedup": speed.ratio}
+    assert UNTIMED not in heard.notices
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_an_engine_that_runs_slower_than_float_is_refused(gpu, tmp_path, monkeypatch):
+    """No gate asks for the float model, which is built beside the engine all the same."""
+    monkeypatch.setenv("STAND_IN_SLOW_MS", "3")
+    with pytest.raises(GateError, match="gate missed: --not-slower") as found:
+        build(convs(tmp_path), target="tensorrt")
+    assert found.value.report.speed.ratio < 0.5
+    notices = found.value.report.notices
+    assert not any("float.onnx" in notice for notice in notices), "it is not in the bundle"
 
 
 def test_fp8_codes_are_in_the_file_and_scales_have_no_rank(tmp_path):
@@ -220,3 +295,25 @@ def test_int4_leaves_rows_that_are_no_whole_groups_in_float(tmp_path):
     assert UNSEEN in heard.notices
     (node,) = report.plan.float_nodes
     assert (node.name, node.reason) == ("b", "each output sums 96 weights, no multiple of 64")
+
+
+@needs_rtx
+def test_int4_of_a_single_group_takes_smaller_ones(tmp_path):
+    """64 weights a row are one group of 64 (and float); 128 and 192 are none of 128, or one."""
+    body = "[a] h = MatMul(x, w)\n[b] g = MatMul(h, v)\n[c] y = MatMul(g, u)"
+    weights = {"w": weight(0, 128, 192), "v": weight(1, 192, 64), "u": weight(2, 64, 128)}
+    path = write_net(tmp_path / "net.onnx", "float[4,128] x", body, **weights)
+    wished = {"scheme": "weight-only", "weights": {"group_size": 128, "algorithm": "rtn"}}
+    report, _ = build(path, target="tensorrt", data=False, **wished)
+    (node,) = report.plan.float_nodes
+    alone = "each output sums 64 weights, no multiple of 128"
+    assert (node.name, node.reason) == ("c", alone)
+    assert [(row.name, row.group_size) for row in report.weights] == [("w", 64), ("v", 64)]
+    entries = read_plan(tmp_path / "out" / "plan.json").nodes
+    assert entries["a"].reason.endswith(
+        "in groups of 64: each output sums 128 weights, one group: no kernel reads a single one"
+    )
+    wished |= {"target": "tensorrt-rtx", "sm": (89,)}
+    report, _ = build(path, data=False, **wished)
+    assert layers(report) == dict.fromkeys("abc", ("int4 weights", "int4 weights"))
+    assert sorted(row.group_size for row in report.weights) == [32, 64, 64]

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,24 +32,38 @@ except ImportError as error:
     sys.exit(2)
 if TYPE_CHECKING:
     import qcompile.emit.engine_figures as figures
+    import qcompile.emit.engine_timing as timing
     import qcompile.emit.run_engine as running
     from qcompile.emit.engine_request import (
         FORMAT,
         Refused,
+        concluded,
         fitting,
         node_errors,
-        read_request,
+        read_build,
         read_samples,
+        say,
+        write,
     )
 else:
     sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
     import engine_figures as figures
+    import engine_timing as timing
     import run_engine as running
-    from engine_request import FORMAT, Refused, fitting, node_errors, read_request, read_samples
+    from engine_request import (
+        FORMAT,
+        Refused,
+        concluded,
+        fitting,
+        node_errors,
+        read_build,
+        read_samples,
+        say,
+        write,
+    )
 
 VERSION = tuple(int(part) for part in trt.__version__.split(".")[:2])
 RESULT, LAYERS, CACHE = "result.json", "layers.json", "timing.cache"
-_GATES = {"min_sqnr", "min_agreement"}
 _STEP_SECONDS = 2.0
 """Between two lines on phases."""
 
@@ -60,36 +74,29 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--build-only", action="store_true", help="do not run it, judge no gate")
     parser.add_argument("--engine", type=Path, help="where to write it; else FOLDER/model.engine")
+    parser.add_argument("--against", type=_absolute, help="a float model to time it against")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C must end the builder's C++ loop, too
-    result: dict[str, Any] = {
-        "version": FORMAT,
-        "tensorrt": trt.__version__,
-        "status": "refused",
-    }
+    result: dict[str, Any] = {"version": FORMAT, "tensorrt": trt.__version__, "status": "refused"}
     engine = options.engine or options.folder / "model.engine"
-    try:
-        code = make(options.folder, engine, result, build_only=options.build_only)
-    except Refused as error:
-        result.pop("engine", None)
-        result.update(status="refused", message=str(error), errors=error.errors)
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    try:
-        write(options.folder / RESULT, json.dumps(result, indent=2).encode())
-    except Refused as error:
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    return code
+    wanted = {"build_only": options.build_only, "against": options.against}
+    work = partial(make, options.folder, engine, result, **wanted)
+    return concluded(options.folder / RESULT, result, work)
 
 
-def make(folder: Path, engine: Path, result: dict[str, Any], *, build_only: bool) -> int:
+def _absolute(path: str) -> Path:
+    return Path(path).resolve()
+
+
+def make(
+    folder: Path, engine: Path, result: dict[str, Any], *, build_only: bool, against: Path | None
+) -> int:
     """Fill in the result and return the exit code.
 
     Raises:
         Refused: Bad input, no GPU, or TensorRT refuses.
     """
-    request = read_request(folder / "build.json")
+    request = read_build(folder / "build.json")
     if request["tensorrt"] != VERSION[0]:
         raise Refused(
             f"the model is made for TensorRT {request['tensorrt']}, here is {trt.__version__}: "
@@ -115,6 +122,14 @@ def make(folder: Path, engine: Path, result: dict[str, Any], *, build_only: bool
     missed = False
     if cuda:
         result["device"] = cuda.device()
+        model = against or request["float_model"]
+        if model and request["samples"]:  # built while nothing else runs
+            try:
+                result["speed"] = race(folder, request, folder / model, plan, log, cuda)
+            except Refused as error:
+                if "min_speedup" in request["gates"]:
+                    raise
+                log.warnings.append(f"not timed against the float model: {error}")
         missed = prove(folder, request, plan, log, cuda, result)
     else:
         say("not run, no gate judged (--build-only)")
@@ -306,6 +321,37 @@ def attach_cache(config: trt.IBuilderConfig, path: Path) -> trt.ITimingCache:
     return cache
 
 
+def race(
+    folder: Path,
+    request: dict[str, Any],
+    model: Path,
+    plan: memoryview,
+    log: Log,
+    cuda: running.Cuda,
+) -> dict[str, Any]:
+    """Build the float model, too, with the same options, and time both engines in turn.
+
+    TensorRT computes float32 products in TF32 where the GPU has it; that is left as it is, for it
+    is what the float model would be deployed as.
+
+    Raises:
+        Refused: The float model cannot be built, or an engine cannot be run.
+    """
+    wanted = {**request, "model": str(model.resolve()), "strip": False, "refit": False}
+    start = time.perf_counter()
+    floats = build(folder, wanted, log)
+    say(f"built the float model, too, in {time.perf_counter() - start:.1f} s: TF32 is allowed")
+    apart = running.Cuda()  # a session frees what its own Cuda has taken
+    reference = running.Session(floats, wanted, model, log, apart)
+    session = running.Session(plan, request, folder / request["model"], log, cuda)
+    *_, (feeds, _) = read_samples(folder / "samples.npz", request)  # the one that `prove` times
+    reference.prepare(feeds)
+    session.prepare(feeds)
+    speed = timing.timed_pair(reference.execute, session.execute)
+    apart.free()
+    return speed
+
+
 def prove(
     folder: Path,
     request: dict[str, Any],
@@ -332,8 +378,6 @@ def prove(
             output.add(expected[output.name], found[output.name], feeds)
     if request["samples"]:
         result["timing"] = session.timed()
-        result["outputs"] = [output.figures() for output in outputs]
-        result["agreements"] = [a for output in outputs for a in output.agreements()]
     text = session.information()
     write(folder / LAYERS, text.encode())
     try:
@@ -342,31 +386,9 @@ def prove(
         result["layers"] = []
         result["warnings"] = [*log.warnings, str(error)]
         say(f"layers are not told: {error}")
-    gates = {name: limit for name, limit in request["gates"].items() if limit is not None}
-    result["gates"] = figures.judged({n: v for n, v in gates.items() if n in _GATES}, outputs)
-    result["not_judged"] = sorted(set(gates) - _GATES)
+    figures.add_figures(request, outputs, result)
     say(figures.told(request["samples"], result))
     return not all(gate["passed"] for gate in result["gates"])
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file as a whole or not at all.
-
-    Raises:
-        Refused: The disk refuses.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise Refused(f"{path}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Figures of an engine: its outputs against those of the float model, its gates, its layers' types.
 
-Travels in a bundle for TensorRT beside ``build_engine.py``; needs numpy alone. The figures mean
+Travels in a bundle beside the script that uses it; needs numpy alone. The figures mean
 what those of qcompile's report mean: SQNR is ``10 log10(sum r^2 / sum (r - t)^2)`` dB over all
 elements of all samples, r of the float model, t of the engine.
 """
@@ -181,14 +181,38 @@ def holds_classes(scores: np.ndarray, inputs: dict[str, np.ndarray]) -> bool:
     return len(shape) == 2 or tokens
 
 
-def judged(gates: dict[str, float], outputs: list[Output]) -> list[dict[str, Any]]:
-    """Judge the gates that samples without labels can judge: ``min_sqnr`` and ``min_agreement``.
+JUDGED = ("min_sqnr", "min_agreement", "min_speedup")
+"""Gates that samples without labels can judge."""
 
-    Each is judged on the worst output. What cannot be measured fails.
+
+def add_figures(request: dict[str, Any], outputs: list[Output], result: dict[str, Any]) -> None:
+    """Add to a result the figures of its outputs, its gates and the names of others.
 
     Args:
-        gates: Name to limit, in dB and 0 to 1.
+        request: What the description says.
         outputs: With all samples added.
+        result: Has ``speed`` where both models were timed.
+    """
+    result["samples"] = request["samples"]
+    if request["samples"]:
+        result["outputs"] = [output.figures() for output in outputs]
+        result["agreements"] = [each for output in outputs for each in output.agreements()]
+    gates = {name: limit for name, limit in request["gates"].items() if limit is not None}
+    result["gates"] = judged(gates, outputs, result.get("speed"))
+    result["not_judged"] = sorted(set(gates) - set(JUDGED))
+
+
+def judged(
+    gates: dict[str, float], outputs: list[Output], speed: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Judge the gates that samples without labels can judge (``JUDGED``), and no others.
+
+    Accuracy is judged on the worst output. What cannot be measured fails.
+
+    Args:
+        gates: Name to limit, in dB, 0 to 1, and float time over engine time.
+        outputs: With all samples added.
+        speed: Both models timed in turn.
     """
     results = []
     if "min_sqnr" in gates:
@@ -199,6 +223,8 @@ def judged(gates: dict[str, float], outputs: list[Output]) -> list[dict[str, Any
         shares = [agreement for output in outputs for agreement in output.agreements()]
         lowest = min(shares, key=lambda agreement: agreement["share"], default=None)
         results.append(_agreement_gate(gates["min_agreement"], lowest))
+    if "min_speedup" in gates:
+        results.append(_speedup_gate(gates["min_speedup"], speed))
     return results
 
 
@@ -218,6 +244,21 @@ def _agreement_gate(wanted: float, lowest: dict[str, Any] | None) -> dict[str, A
     note = f"top-1 of output {lowest['output']!r}, {lowest['count']} decisions"
     passed = lowest["share"] >= wanted
     return {**result, "measured": lowest["share"], "passed": passed, "note": note}
+
+
+def _speedup_gate(wanted: float, speed: dict[str, Any] | None) -> dict[str, Any]:
+    result = {"name": "min-speedup", "wanted": wanted, "measured": None, "passed": False}
+    if speed is None:
+        return {**result, "note": "nothing was timed, for there are no samples"}
+    low, high = speed["interval"]
+    note = f"{_times(speed)}; 95 % interval {low:.2f} to {high:.2f}"
+    passed = speed["ratio"] >= wanted
+    return {**result, "measured": speed["ratio"], "passed": passed, "note": note}
+
+
+def _times(speed: dict[str, Any]) -> str:
+    times = f"{speed['float_ms']:.4f} ms float to {speed['engine_ms']:.4f} ms"
+    return f"{times}, {speed['pairs']} pairs"
 
 
 def _decibels(figures: dict[str, Any]) -> float:
@@ -319,6 +360,8 @@ def told_figures(samples: int, result: dict[str, Any]) -> str:
             f"{timing['median_ms']:.4f} ms, median of {timing['runs']} runs at {', '.join(sizes)}"
         )
         lines.append(f"{time} ({timing['how']})")
+        if "speed" in result:
+            lines.append(f"{result['speed']['ratio']:.2f}x: {_times(result['speed'])}")
     else:
         lines.append("the bundle holds no samples: the engine was loaded, not compared")
     for gate in result["gates"]:
@@ -326,7 +369,7 @@ def told_figures(samples: int, result: dict[str, Any]) -> str:
         measured = f"{_shown(gate['measured'], 4)} ({gate['note']})"
         lines.append(f"gate {gate['name']} {gate['wanted']}: {word}, {measured}")
     for name in result["not_judged"]:
-        why = "not judged here, it takes labels or the float model"
+        why = "not judged here, it takes labels"
         lines.append(f"gate {name.replace('_', '-')}: {why}")
     return "\n".join(lines)
 

@@ -1,14 +1,15 @@
-"""What a bundle asks TensorRT to build, ``build.json``, and how a refusal is told.
+"""What a bundle asks TensorRT to build, ``build.json``, and how its scripts tell what they did.
 
-Travels in the bundle beside ``build_engine.py``; needs numpy alone.
+Travels in the bundle beside ``build_engine.py`` or ``run_session.py``; needs numpy alone.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ class Refused(Exception):  # noqa: N818
 _NODE = re.compile(r"\bfor node (.+?)\.?(?=\)|\. | In /|$)", re.MULTILINE)
 """The builder's: "Could not find any implementation for node {ForeignNode[a...b]}."."""
 
-_REQUEST: dict[str, tuple[type, ...]] = {
-    "model": (str,),
+_BUILD: dict[str, tuple[type, ...]] = {
     "tensorrt": (int,),
     "profiles": (dict,),
     "workspace_bytes": (int, type(None)),
@@ -44,6 +44,12 @@ _REQUEST: dict[str, tuple[type, ...]] = {
     "weight_streaming": (bool,),
     "strip": (bool,),
     "refit": (bool,),
+}
+"""Keys of ``build.json`` to the types that they may have."""
+
+_COMMON: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "float_model": (str, type(None)),
     "gates": (dict,),
     "samples": (int,),
     "inputs": (list,),
@@ -51,25 +57,43 @@ _REQUEST: dict[str, tuple[type, ...]] = {
 }
 
 
-def read_request(path: Path) -> dict[str, Any]:
+def read_build(path: Path) -> dict[str, Any]:
     """Return what ``build.json`` asks for.
 
     Raises:
         Refused: It is missing or damaged, or names a file outside its folder.
     """
+    return read_request(path, _BUILD, ())
+
+
+def read_request(
+    path: Path, kinds: dict[str, tuple[type, ...]], files: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what a description asks for.
+
+    Args:
+        path: The JSON file.
+        kinds: Its keys besides the common ones, with the types that they may have.
+        files: Those of its keys that name a file, besides the models.
+
+    Raises:
+        Refused: It is missing or damaged, or names a file outside its folder.
+    """
+    kinds = {**_COMMON, **kinds}
     try:
         request: dict[str, Any] = json.loads(path.read_text("utf-8"))
         if request["version"] != FORMAT:
             raise Refused(f"{path}: has format {request['version']}, not {FORMAT}")
-        wrong = [key for key, kind in _REQUEST.items() if not isinstance(request[key], kind)]
+        wrong = [key for key, kind in kinds.items() if not isinstance(request[key], kind)]
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, LookupError, TypeError) as error:
         raise Refused(f"{path}: is damaged ({error!r}): copy the bundle again") from error
     if wrong:
         raise Refused(f"{path}: {wrong[0]} cannot be {request[wrong[0]]!r}")
-    if Path(request["model"]).name != request["model"]:
-        raise Refused(f"{path}: the model must be in the folder itself, not {request['model']!r}")
+    for name in (request[key] for key in ("model", "float_model", *files)):
+        if name is not None and Path(name).name != name:
+            raise Refused(f"{path}: {name!r} must be in the folder itself")
     return request
 
 
@@ -130,3 +154,49 @@ def _fits(sizes: tuple[object, ...], shape: tuple[int, ...]) -> bool:
     whole = all(isinstance(size, int) and size >= 0 for size in sizes)
     same = all(want in {-1, size} for want, size in zip(shape, sizes))  # noqa: B905
     return whole and same and len(sizes) == len(shape)
+
+
+def concluded(path: Path, result: dict[str, Any], work: Callable[[], int]) -> int:
+    """Do the work of a script and write what came of it.
+
+    Args:
+        path: Of ``result.json``.
+        result: Filled in by the work; says why, where something is refused.
+        work: Returns the exit code.
+
+    Returns:
+        The exit code; 2 where something is refused.
+    """
+    try:
+        code = work()
+    except Refused as error:
+        result.pop("engine", None)
+        result.update(status="refused", message=str(error), errors=error.errors)
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    try:
+        write(path, json.dumps(result, indent=2).encode())
+    except Refused as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    return code
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises:
+        Refused: The disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror})") from error

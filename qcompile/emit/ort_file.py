@@ -11,22 +11,20 @@ from qcompile.runtime.ort import save_optimized
 EXTERNAL_BYTES = 1 << 29
 """Beyond this many bytes of weights they go to a file beside the model: protobuf ends at 2 GiB."""
 
-DATA = "model.onnx.data"
-
 
 def write_engine(model: ir.Model, path: Path) -> None:
     """Write the engine; new weights are computed while they are written.
 
     Args:
         model: The rewritten graph.
-        path: The ``.onnx`` file; large weights go to ``model.onnx.data`` beside it.
+        path: The ``.onnx`` file; large weights go to a file beside it, ``.onnx.data``.
 
     Raises:
         OutputError: The disk refuses.
     """
     try:
         if weight_bytes(model) > EXTERNAL_BYTES:
-            ir.save(model, path, external_data=DATA)
+            ir.save(model, path, external_data=f"{path.name}.data")
         else:
             # small ones hold all weights themselves, also those still shared with their source
             ir.save(ir.external_data.load_to_model(model), path)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from qcompile.errors import EngineError, OutputError
 from qcompile.graph.walk import weight_bytes
 from qcompile.runtime.ort import check_installed, kernels, sentence
-from qcompile.targets.providers import Style
+from qcompile.targets.execution_provider import Style
 
 MODEL = "model.ort"
 OPERATORS = "required_operators.config"

@@ -9,9 +9,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import math
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +18,14 @@ import tensorrt as trt
 
 if TYPE_CHECKING:
     import qcompile.emit.engine_figures as figures
+    import qcompile.emit.engine_timing as timing
     from qcompile.emit.engine_request import Refused
 else:
     import engine_figures as figures
+    import engine_timing as timing
     from engine_request import Refused
 
 HOW = "host clock from enqueue to the end, data on the device, no CUDA graph"
-_WARM_UP_RUNS = 10
-_LEAST_RUNS = 20
 _LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
 _FOLDERS = (
     "/usr/local/cuda/lib64",
@@ -277,20 +275,11 @@ class Session:
             found[name] = figures.decoded(array, self._kinds[name])
         return found
 
-    def timed(self, seconds: float = 1.0) -> dict[str, Any]:
+    def timed(self) -> dict[str, Any]:
         """Return the median time of what was prepared, in milliseconds, and how it was taken."""
-        for _ in range(_WARM_UP_RUNS):
-            self.execute()
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < _LEAST_RUNS or time.perf_counter() < end:
-            start = time.perf_counter()
-            self.execute()
-            times.append(1e3 * (time.perf_counter() - start))
         context: trt.IExecutionContext = self._context
         shapes = {name: list(context.get_tensor_shape(name)) for name in self.inputs}
-        median = statistics.median(times)
-        return {"median_ms": median, "runs": len(times), "shapes": shapes, "how": HOW}
+        return {**timing.timed(self.execute), "shapes": shapes, "how": HOW}
 
     def information(self) -> str:
         """Return the EngineInspector's JSON; dynamic types are those of what was prepared."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,29 +33,31 @@ except ImportError as problem:
     sys.exit(2)
 if TYPE_CHECKING:
     import qcompile.emit.engine_figures as figures
-    from qcompile.emit.engine_request import FORMAT, Refused, read_samples
+    import qcompile.emit.engine_timing as timing
+    from qcompile.emit.engine_request import (
+        FORMAT,
+        Refused,
+        concluded,
+        read_request,
+        read_samples,
+        say,
+    )
 else:
     sys.path.append(str(Path(__file__).resolve().parent))  # python -I leaves it out
     import engine_figures as figures
-    from engine_request import FORMAT, Refused, read_samples
+    import engine_timing as timing
+    from engine_request import FORMAT, Refused, concluded, read_request, read_samples, say
 
 REQUEST, RESULT = "session_options.json", "result.json"
 HOW = "host clock of run(), copies to and from the device included"
 CPU = "CPUExecutionProvider"
-_GATES = {"min_sqnr", "min_agreement"}
-_LEAST_RUNS, _SECONDS = 20, 1.0
 _FLOATS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
 _SILENT = 4
 _KEYS: dict[str, tuple[type, ...]] = {
-    "model": (str,),
     "providers": (list,),
     "session": (dict,),
     "rewrites": (bool,),
     "context": (str, type(None)),
-    "gates": (dict,),
-    "samples": (int,),
-    "inputs": (list,),
-    "outputs": (list,),
 }
 
 
@@ -68,20 +71,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     ort.set_default_logger_severity(_SILENT)
     result: dict[str, Any] = {"version": FORMAT, "onnxruntime": ort.__version__}
-    try:
-        code = make(options.folder, result, on_cpu=options.cpu)
-    except Refused as error:
-        result.update(status="refused", message=str(error))
-        sys.stderr.write(f"error: {error}\n")
-        code = 2
-    try:
-        partial = options.folder / f".{RESULT}.partial"
-        partial.write_text(json.dumps(result, indent=2), "utf-8")
-        partial.replace(options.folder / RESULT)
-    except OSError as error:
-        sys.stderr.write(f"error: {options.folder / RESULT}: cannot be written ({error})\n")
-        code = 2
-    return code
+    work = partial(make, options.folder, result, on_cpu=options.cpu)
+    return concluded(options.folder / RESULT, result, work)
 
 
 def make(folder: Path, result: dict[str, Any], *, on_cpu: bool) -> int:
@@ -90,7 +81,7 @@ def make(folder: Path, result: dict[str, Any], *, on_cpu: bool) -> int:
     Raises:
         Refused: Bad input, no such provider, or ONNX Runtime refuses.
     """
-    request = read_request(folder)
+    request = read_options(folder / REQUEST)
     if on_cpu:
         say("on the CPU: this proves the files and the figures' way, not what a GPU computes")
         request.update(providers=[[CPU, {}]], context=None)
@@ -105,35 +96,26 @@ def make(folder: Path, result: dict[str, Any], *, on_cpu: bool) -> int:
         session = load(folder, model, request, profile=Path(profiles) / "profile")
         result["load_seconds"] = round(time.perf_counter() - start, 3)
         say(f"{model.name} is loaded by {result['provider']} in {result['load_seconds']:.1f} s")
-        prove(folder, session, request, result)
+        reference = load_reference(folder, request)
+        prove(folder, session, reference, request, result)
     missed = not all(gate["passed"] for gate in result["gates"])
     result["status"] = "gate missed" if missed else "run"
     return 3 if missed else 0
 
 
-def read_request(folder: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
     """Return what ``session_options.json`` asks for.
 
     Raises:
         Refused: It is missing or damaged, or names a file outside its folder.
     """
-    path = folder / REQUEST
+    request = read_request(path, _KEYS, ("context",))
     try:
-        request: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if request["version"] != FORMAT:
-            raise Refused(f"{path}: has format {request['version']}, not {FORMAT}")
-        wrong = [key for key, kind in _KEYS.items() if not isinstance(request[key], kind)]
-        names = [request["model"], *([request["context"]] if request["context"] else [])]
-        chain = [(str(name), dict(options)) for name, options in request["providers"]]
-    except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, LookupError, TypeError) as error:
+        request["providers"] = [(str(name), dict(given)) for name, given in request["providers"]]
+    except (ValueError, TypeError) as error:
         raise Refused(f"{path}: is damaged ({error!r}): copy the bundle again") from error
-    if wrong or not chain:
-        raise Refused(f"{path}: {(wrong or ['providers'])[0]} cannot be what it is")
-    for name in names:
-        if Path(name).name != name:
-            raise Refused(f"{path}: {name!r} must be in the folder itself")
+    if not request["providers"]:
+        raise Refused(f"{path}: providers cannot be []")
     return request
 
 
@@ -164,7 +146,7 @@ def load(
     Raises:
         Refused: There is no such provider, or it cannot be loaded, or it refuses the model.
     """
-    chain = [(str(name), placed(options, folder)) for name, options in request["providers"]]
+    chain = [(name, placed(options, folder)) for name, options in request["providers"]]
     wanted = chain[0][0]
     if wanted not in ort.get_available_providers():
         raise Refused(
@@ -193,13 +175,27 @@ def load(
     return session
 
 
+def load_reference(folder: Path, request: dict[str, Any]) -> ort.InferenceSession | None:
+    """Return a session of the float model by the same providers; None where there is none.
+
+    Its float32 products may be computed in TF32, as the provider does by itself.
+    """
+    if request["float_model"] is None:
+        return None
+    return load(folder, folder / request["float_model"], request)
+
+
 def placed(options: dict[str, str], folder: Path) -> dict[str, str]:
     """Return a provider's options with its paths in the folder."""
     return {k: str(folder / v) if k.endswith("_path") else v for k, v in options.items()}
 
 
 def prove(
-    folder: Path, session: ort.InferenceSession, request: dict[str, Any], result: dict[str, Any]
+    folder: Path,
+    session: ort.InferenceSession,
+    reference: ort.InferenceSession | None,
+    request: dict[str, Any],
+    result: dict[str, Any],
 ) -> None:
     """Run the samples, time the last, see which provider ran which node, judge.
 
@@ -212,6 +208,7 @@ def prove(
         raise Refused("samples and model do not belong together: other inputs or outputs")
     outputs = [figures.Output(name) for name in request["outputs"]]
     feeds: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     nodes: Counter[tuple[str, str]] = Counter()
     for index, (inputs, expected) in enumerate(read_samples(folder / "samples.npz", request)):
         feeds = {name: as_fed(array, name, kinds[name]) for name, array in inputs.items()}
@@ -228,11 +225,9 @@ def prove(
     result["samples"] = request["samples"]
     if feeds:
         result["timing"] = timed(session, feeds)
-        result["outputs"] = [output.figures() for output in outputs]
-        result["agreements"] = [a for output in outputs for a in output.agreements()]
-    gates = {name: limit for name, limit in request["gates"].items() if limit is not None}
-    result["gates"] = figures.judged({n: v for n, v in gates.items() if n in _GATES}, outputs)
-    result["not_judged"] = sorted(set(gates) - _GATES)
+        if reference is not None:
+            result["speed"] = timed_pair(reference, session, inputs)
+    figures.add_figures(request, outputs, result)
     say(placement(result))
     say(figures.told_figures(request["samples"], result))
 
@@ -287,21 +282,21 @@ def placement(result: dict[str, Any]) -> str:
 
 def timed(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return the median time of a run."""
-    times: list[float] = []
-    end = time.perf_counter() + _SECONDS
-    while len(times) < _LEAST_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        run(session, feeds)
-        times.append(time.perf_counter() - start)
     shapes = {name: list(array.shape) for name, array in feeds.items()}
-    median = round(1e3 * statistics.median(times), 4)
-    return {"median_ms": median, "runs": len(times), "shapes": shapes, "how": HOW}
+    return {**timing.timed(lambda: run(session, feeds)), "shapes": shapes, "how": HOW}
 
 
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+def timed_pair(
+    reference: ort.InferenceSession, session: ort.InferenceSession, inputs: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Time both models in turn on one sample."""
+
+    def once(of: ort.InferenceSession) -> Callable[[], object]:
+        kinds = {each.name: each.type for each in of.get_inputs()}
+        feeds = {name: as_fed(array, name, kinds[name]) for name, array in inputs.items()}
+        return lambda: run(of, feeds)
+
+    return timing.timed_pair(once(reference), once(session))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a lint rule is: one small function over a graph, with its severity and its source."""
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -81,6 +81,16 @@ class Finding:
     severity: Severity
     where: str
     what: str
+
+
+def refusal(found: Sequence[Finding]) -> str:
+    """Return the first finding that forbids a model, and how many more do; empty without one."""
+    errors = [finding for finding in found if finding.severity is Severity.ERROR]
+    if not errors:
+        return ""
+    first, more = errors[0], len(errors) - 1
+    others = f" (and {more} more: qcompile check lists them)" if more else ""
+    return f"{first.where}: {first.what} ({first.rule}){others}"
 
 
 def findings(model: ir.Model, setting: Setting, rules: tuple[Rule, ...]) -> list[Finding]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qcompile.errors import RuntimeMissingError
 from qcompile.graph.walk import is_constant, is_op
 from qcompile.planning.node_units import NodeUnit, code_type, grid, same_grid
-from qcompile.targets.providers import Codes, Demand, Provider
+from qcompile.targets.execution_provider import Codes, Demand, Provider
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 
@@ -152,6 +152,9 @@ def _demand_reason(unit: NodeUnit, demand: Demand) -> str:
         value = inputs[index] if index < len(inputs) else None
         if value is not None and not is_constant(value):
             return f"input {index} is not constant"
+    count = max((n for n, value in enumerate(inputs, 1) if value is not None), default=0)
+    if demand.inputs is not None and count > demand.inputs:
+        return f"it has {count} inputs: takes {demand.inputs}"
     shape = _shape(inputs[0]) if inputs else None
     if demand.ranks and (shape is None or len(shape) not in demand.ranks):
         rank = "unknown rank" if shape is None else f"rank {len(shape)}"

@@ -1,6 +1,7 @@
 """What a node's form allows on a target: its inputs, its attributes, its place in the graph."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -67,19 +68,39 @@ def channel_axis(node: ir.Node, rule: OperatorRule) -> int:
     return rule.channel_axis
 
 
+def rule_of(node: ir.Node, rules: Mapping[str, OperatorRule]) -> OperatorRule | None:
+    """Return a node's rule: one that multiplies activations follows, where the target lets it."""
+    rule = rules.get(node.op_type) if node.domain == "" else None
+    if rule is None or not rule.products:
+        return rule
+    data, weight = (input_at(node, index) for index in (rule.activations[0], rule.weight))
+    if is_constant(weight) and not is_constant(data):
+        return rule
+    return replace(rule, role=Role.FOLLOWER, activations=(), weight=None)
+
+
 def unsupported(node: ir.Node, rule: OperatorRule) -> str:
     """Return why a node does not fit the target's rule, or nothing."""
     if rule.weight is not None:
         return _unsupported_inputs(node, rule) or _unsupported_form(node)
-    if node.op_type == "Resize":
+    if node.op_type == "Resize" and not rule.interpolates:
         place = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
         if node.attributes.get_string("mode", "nearest") != "nearest":
             return "interpolates: only nearest moves codes as they are"
         if place == "tf_crop_and_resize":
             return "crops while it resizes: that does not move codes as they are"
+    if node.op_type == "Pad" and not _pads_on_grid(node):
+        return "it adds other values than 0: what it makes has another range than what it reads"
     if node.op_type == "Slice" and not all(is_constant(v) for v in node.inputs[1:] if v):
         return "its bounds are computed at run time"
     return ""
+
+
+def _pads_on_grid(node: ir.Node) -> bool:
+    """Say whether all that a Pad adds has a code on the grid of what it reads: 0, or a copy."""
+    value = input_at(node, 2)
+    constant_mode = node.attributes.get_string("mode", "constant") == "constant"
+    return not constant_mode or value is None or scalar(value) == 0.0
 
 
 def _unsupported_inputs(node: ir.Node, rule: OperatorRule) -> str:

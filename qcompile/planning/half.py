@@ -21,8 +21,9 @@ from qcompile.planning.half_probe import (
     errors_of_kept,
     figures,
 )
+from qcompile.planning.half_whole import HalfSwitches, to_blame
 from qcompile.progress import Progress, Silent
-from qcompile.samples import Samples, content_order
+from qcompile.samples import Samples, Subset, content_order
 
 HEADROOM = 2.0
 """Other data than the samples may be so many times larger."""
@@ -33,6 +34,12 @@ models that were measured ordinary nodes lose 1 to 5; a variance from E[x^2] - E
 
 MEASURED = 16
 """Samples that errors are measured on at most; what is largest is taken over all."""
+
+WHOLE = 8
+"""Of these, the samples on which the model's outputs are judged."""
+
+OUTPUT_LIMIT = 0.05
+"""What an output may lose, as relative L2 (26 dB); ordinary models lose up to 0.02 in bfloat16."""
 
 HOPS = 6
 """How far upstream of a node float32 may reach for its inputs' sake."""
@@ -100,14 +107,47 @@ def float32_nodes(
         errors = errors_of_kept(model, half, kept, samples, order, jobs)
         more = _makers(model, half, kept, errors)
         if not more:
-            return _ordered(model, kept)
+            break
         kept |= more
-    worst = max(errors, key=lambda name: errors[name])
-    progress.notice(
-        f"{dtype}: {worst} loses {errors[worst]:.2g} (relative L2) even with {HOPS} nodes "
-        "before it in float32"
-    )
+    else:
+        worst = max(errors, key=lambda name: errors[name])
+        progress.notice(
+            f"{dtype}: {worst} loses {errors[worst]:.2g} (relative L2) even with {HOPS} nodes "
+            "before it in float32"
+        )
+    kept |= _adding_up(model, half, kept, Subset(samples, order[:WHOLE]), jobs, progress)
     return _ordered(model, kept)
+
+
+def _adding_up(
+    model: ir.Model,
+    half: Half,
+    kept: Mapping[str, str],
+    samples: Samples,
+    jobs: int,
+    progress: Progress,
+) -> dict[str, str]:
+    """Return the nodes that must stay in float32 for the model's outputs to be right.
+
+    Where the blame is shared by many nodes none is returned, with a notice.
+    """
+    switches = HalfSwitches(model, half, kept, samples, jobs)
+    before = switches.error(())
+    if before <= OUTPUT_LIMIT:
+        return {}
+    found = to_blame(switches, OUTPUT_LIMIT) or []
+    after = switches.error(found)
+    if not found or after > OUTPUT_LIMIT:
+        progress.notice(
+            f"{half.name}: the outputs lose {before:.2g} (relative L2), and no few nodes are to "
+            "blame: see whether --max-drop or --min-agreement holds"
+        )
+        return {}
+    why = (
+        f"in {half.name} the outputs lose {before:.2g} (relative L2; limit {OUTPUT_LIMIT:g}), "
+        f"{after:.2g} with {len(found)} more node(s) in float32"
+    )
+    return dict.fromkeys(found, why)
 
 
 def _unseen(model: ir.Model) -> list[ir.Node]:

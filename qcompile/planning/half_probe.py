@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_constant
+from qcompile.graph.edit import add_constant
 from qcompile.graph.halves import FLOAT16, MOVES, Half, is_float32, newest_slots
 from qcompile.graph.walk import is_constant, is_op
+from qcompile.planning.extra_nodes import ExtraNodes
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
 from qcompile.samples import Samples
@@ -112,16 +113,16 @@ def errors_of_kept(
     return probe.run(samples, order, jobs, None).errors
 
 
-class _Probe:
+class _Probe(ExtraNodes):
     def __init__(self, model: ir.Model, half: Half) -> None:
-        self.model, self.graph, self.half = model, model.graph, half
+        super().__init__(model)
+        self.model, self.half = model, half
         self.nodes = [
             node
             for node in model.graph
             if newest_slots(node, half) and not is_op(node, *_UNMEASURED)
         ]
         self.slots = {node: newest_slots(node, half) for node in self.nodes}
-        self.names = Names(model)
         self.wanted = set(self.graph.outputs)
         self.graph.outputs.clear()
         self.exports: list[tuple[str, str, str]] = []
@@ -241,31 +242,6 @@ class _Probe:
         for what, value in (("error", error), ("power", power)):
             sums = self.op("ReduceSumSquare", [value], keepdims=0)
             self.export("sum", what, node, sums)
-
-    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> list[ir.Value]:
-        """Add a node like this one; return its outputs."""
-        copy = ir.node(
-            node.op_type,
-            inputs,
-            attributes=dict(node.attributes),
-            domain=node.domain,
-            num_outputs=len(node.outputs),
-            name=self.names.fresh(node, "probe"),
-        )
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name = self.names.fresh(old, "probe") if old.name else ""
-            new.type, new.shape = old.type, old.shape
-        self.graph.append(copy)
-        return list(copy.outputs)
-
-    def op(self, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Value:
-        """Add a node of the default domain; return its output."""
-        survivor = next(v for v in inputs if v is not None)
-        node = ir.node(op_type, inputs, attributes=attributes)
-        node.name = self.names.fresh(survivor, op_type)
-        node.outputs[0].name = self.names.fresh(survivor, f"{op_type}.out")
-        self.graph.append(node)
-        return node.outputs[0]
 
     def constant(self, what: str, array: np.ndarray | np.generic) -> ir.Value:
         """Add a constant."""

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph.walk import constant, consumers, is_op, only_consumer, producer, scalar
-from qcompile.targets.providers import UNITS, Unit
+from qcompile.targets.execution_provider import UNITS, Unit
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -172,10 +172,14 @@ def _fault(node: ir.Node, before: tuple[ir.Node | None, ...], behind: tuple[ir.N
         return "only its first input may be codes"
     if form is Unit.MOVED and not all(same_grid(there[0], n) for n in behind):
         return "its codes change their grid on the way"
-    if form is Unit.ALL and any(v and n is None for v, n in zip(node.inputs, before, strict=True)):
-        return "not all that it reads is codes"
     if form is Unit.WEIGHTED:
         return _weighted_fault(node, before, behind)
+    if form is not Unit.UNARY and form is not Unit.MOVED and len(there) < len(node.inputs):
+        return "not all that it reads is codes"
+    if form is Unit.NORM:
+        there, bias = there[:2], there[2:]
+        if any(code_type(n) != "int32" for n in bias):
+            return "its bias is not int32 codes"
     types = {code_type(n) for n in (*there, *behind)}
     return f"its codes are of several types: {', '.join(sorted(types))}" if len(types) > 1 else ""
 

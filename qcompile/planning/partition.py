@@ -16,7 +16,7 @@ from qcompile.frozen import Frozen
 from qcompile.graph.walk import is_op, subgraphs
 from qcompile.planning.demands import SIZES, Judge, operator_key, shipped_operators
 from qcompile.planning.node_units import NodeUnit, node_units
-from qcompile.targets.providers import Provider
+from qcompile.targets.execution_provider import Provider
 
 _CPU = -1
 
@@ -69,6 +69,7 @@ def predict(model: ir.Model, provider: Provider, *, batch: int | None = None) ->
     reasons = {unit.node: judge.reason(unit) for unit in units}
     _join_fused(units, reasons, provider)
     readers = _readers(units)
+    on_codes = tuple(_on_codes_alone(units, readers, reasons, provider))
     places = _places(units, readers, reasons, provider)
     pieces = Counter(place for place in places if place != _CPU)
     return Partition(
@@ -81,7 +82,7 @@ def predict(model: ir.Model, provider: Provider, *, batch: int | None = None) ->
             for number, unit in enumerate(units)
             if places[number] == _CPU
         },
-        notes=tuple(_notes(model, units, reasons, provider)),
+        notes=(*_notes(model, units, reasons, provider), *on_codes),
     )
 
 
@@ -193,14 +194,38 @@ def _notes(
             f"{SIZES} keep {waiting} of {len(units)} units on the CPU: fix those of the inputs "
             "(onnxruntime.tools.make_dynamic_shape_fixed)"
         )
-    if provider.note:
-        yield provider.note
     if provider.shipped:
         listed = shipped_operators(provider.shipped)
         plain = {u.node.op_type: operator_key(u.node) for u in units if not reasons[u.node]}
         for op, key in sorted(plain.items()):
             if listed.get(key) and op not in provider.plain:
                 yield f"{op}, not looked at: {listed[key]}"
+
+
+def _on_codes_alone(
+    units: Sequence[NodeUnit],
+    readers: Sequence[Sequence[int]],
+    reasons: Mapping[ir.Node, str],
+    provider: Provider,
+) -> Iterator[str]:
+    """Say what becomes of the graph where the device takes no floats."""
+    floats = {unit.node for unit in units if not reasons[unit.node] and _computes_floats(unit)}
+    if not (provider.integer_only and floats):
+        return
+    why = {unit.node: reasons[unit.node] or "float" * (unit.node in floats) for unit in units}
+    places = _places(units, readers, why, provider)
+    pieces = len({place for place in places if place != _CPU})
+    rest = f"the rest in {pieces} piece{'s' * (pieces > 1)}" if pieces else "nothing"
+    yield (
+        f"{len(floats)} of {len(units)} units compute in float: {provider.integer_only} leaves "
+        f"them to the CPU and takes {rest}, with {_crossings(units, places)} tensors a run to move"
+    )
+
+
+def _computes_floats(unit: NodeUnit) -> bool:
+    node = unit.node
+    floating = any(v.dtype is not None and v.dtype.is_floating_point() for v in node.outputs)
+    return floating and not unit.quantized and not is_op(node, "DequantizeLinear")
 
 
 def _name(unit: NodeUnit, number: int) -> str:

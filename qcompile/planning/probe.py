@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.edit import Names, add_constant
+from qcompile.graph.edit import add_constant
 from qcompile.graph.walk import is_op
 from qcompile.numerics.grids import code_dtype
 from qcompile.planning.activation_grids import activation_grid
+from qcompile.planning.extra_nodes import ExtraNodes
 from qcompile.runtime.ort import Session
 from qcompile.samples import Samples
 from qcompile.targets.target import Types
@@ -140,20 +141,12 @@ def fed_grid(graph: ir.Graph, name: str, types: Types) -> tuple[ir.Value, ir.Val
     return scale, zero
 
 
-class _Tapper:
-    """Adds nodes to a graph under names that nothing else uses."""
+class _Tapper(ExtraNodes):
+    """Adds rounded readers to a graph, and what measures them."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.names = Names(model)
+        super().__init__(model)
         self.originals = {node.name for node in model.graph}
-
-    def op(self, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
-        node = ir.node(op_type, inputs)
-        node.name = self.names.fresh(_first(inputs), op_type)
-        node.outputs[0].name = self.names.fresh(_first(inputs), f"{op_type}.out")
-        self.graph.append(node)
-        return node.outputs[0]
 
     def rounded(self, value: ir.Value, types: Types) -> ir.Value:
         """Return the value behind a QDQ pair whose grid is fed; a zero point of 0 is a constant."""
@@ -165,19 +158,8 @@ class _Tapper:
         self, node: ir.Node, value: ir.Value, rounded: ir.Value
     ) -> Iterator[tuple[ir.Value, ir.Value]]:
         """Copy a reader with the rounded input; go on through nodes that only move data."""
-        inputs = [rounded if v is value else v for v in node.inputs]
-        copy = ir.node(
-            node.op_type,
-            inputs,
-            attributes=dict(node.attributes),
-            domain=node.domain,
-            num_outputs=len(node.outputs),
-            name=self.names.fresh(node, "probe"),
-        )
-        self.graph.append(copy)
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name = self.names.fresh(old, "probe")
-            new.type, new.shape = old.type, old.shape
+        copies = self.copy(node, [rounded if v is value else v for v in node.inputs])
+        for old, new in zip(node.outputs, copies, strict=True):
             uses = [use.node for use in old.uses() if use.node.name in self.originals]
             if is_op(node, *CARRIED) and uses:
                 for reader in {id(n): n for n in uses}.values():
@@ -194,7 +176,3 @@ class _Tapper:
         node.outputs[0].shape = ir.Shape([])
         self.graph.append(node)
         self.graph.outputs.append(node.outputs[0])
-
-
-def _first(inputs: Sequence[ir.Value | None]) -> ir.Value:
-    return next(v for v in inputs if v is not None)

@@ -48,9 +48,12 @@ def plan_tensors(
     plans: dict[str, TensorPlan] = {}
     for name in selection.activations:
         source = selection.tied.get(name, name)
-        if source not in ranges:
+        if source in selection.made:
+            low, high, method = (*selection.made[source], "fixed")
+        elif source in ranges:
+            low, high, method = ranges[source]
+        else:
             raise PlanError(f"{name}: no range; calibrate this tensor or exclude its readers")
-        low, high, method = ranges[source]
         plans[name] = activation_plan(low, high, types, "tied" if source != name else method)
     for name, axis in selection.weights.items():
         values = values_of(model, name)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -122,15 +122,19 @@ def select_weights(
         if not reason:
             options = asked.get(value_name(node.inputs[1]), weights)
             layer = _layer(node, options, few, scale_type)
-            known = layers.setdefault(layer.weight, layer)
             partial = _partial(layer) if few.whole_groups else ""
-            if partial:
+            if partial and not edited:
+                layer = _in_smaller_groups(layer, few)
+            known = layers.setdefault(layer.weight, layer)
+            if few.whole_groups and _partial(layer):
                 reason = partial
                 if edited:
                     _edited_reason(edited, node, reason)
             elif known.by_rows == layer.by_rows:
                 stored = few.widths[layer.options.bits].stored
                 precision, reason = "weight-only", f"constant weights, stored in {stored} bits"
+                if partial:
+                    reason += f", in groups of {layer.options.group_size}: {partial}"
             else:
                 reason = "its weight is read by rows and by columns"
         nodes[node_name(node)] = NodePlan(op=node.op_type, precision=precision, reason=reason)
@@ -145,6 +149,16 @@ def _partial(layer: Layer) -> str:
         return f"each output sums {columns} weights, no multiple of {size}"
     alone = f"each output sums {columns} weights, one group: no kernel reads a single one"
     return alone if columns == size else ""
+
+
+def _in_smaller_groups(layer: Layer, few: WeightOnly) -> Layer:
+    """Return the layer with the largest smaller groups that kernels can read, if there are any."""
+    options = layer.options
+    for size in sorted(few.widths[options.bits].group_sizes, reverse=True):
+        smaller = replace(layer, options=options.model_copy(update={"group_size": size}))
+        if size < options.group_size and not _partial(smaller):
+            return smaller
+    return layer
 
 
 def layer_nodes(model: ir.Model, selection: WeightSelection) -> Iterator[ir.Node]:

@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
 from qcompile import errors
 from qcompile.errors import EngineError, ModelError, OutputError, QcompileError, RuntimeMissingError
-from qcompile.progress import Progress
+from qcompile.progress import Progress, Silent
 from qcompile.runtime.layer_dump import HEADING, EngineLayer, parse_layers
 from qcompile.runtime.rtx_errors import sentence
 from qcompile.runtime.rtx_library import is_installed
@@ -45,7 +45,7 @@ class RtxRequest:
 
     Attributes:
         model: ONNX file; external data is looked for beside it.
-        engine: File to write; its folder exists.
+        engine: File to write; its folder exists. None: the model is parsed, and no more.
         sms: Compute capabilities to build for, 89 for 8.9. Empty: what the library takes by
             itself: Ampere and newer, as far as they have the model's types.
         profiles: Input name to its least, best and largest shape; needed for inputs with
@@ -56,7 +56,7 @@ class RtxRequest:
     """
 
     model: Path
-    engine: Path
+    engine: Path | None
     sms: tuple[int, ...] = ()
     profiles: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
     workspace_bytes: int | None = None
@@ -65,7 +65,8 @@ class RtxRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        return {**asdict(self), "model": str(self.model), "engine": str(self.engine)}
+        engine = None if self.engine is None else str(self.engine)
+        return {**asdict(self), "model": str(self.model), "engine": engine}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -74,7 +75,8 @@ class RtxRequest:
             name: (tuple(least), tuple(best), tuple(most))
             for name, (least, best, most) in data["profiles"].items()
         }
-        paths = {name: Path(data[name]) for name in ("model", "engine")}
+        engine = None if data["engine"] is None else Path(data["engine"])
+        paths = {"model": Path(data["model"]), "engine": engine}
         return cls(**{**data, **paths, "sms": tuple(data["sms"]), "profiles": profiles})
 
 
@@ -108,29 +110,48 @@ def build(request: RtxRequest, progress: Progress) -> RtxBuild:
         EngineError: The parser or the builder refuses the model (node and operator are named), or
             crashed.
     """
+    engine = _checked(request)
+    started = time.perf_counter()
+    partial = engine.with_name(f".{engine.name}.partial-{os.getpid()}")
+    try:
+        heard = _in_child(request, partial, progress)
+        layers = heard.layers(request.model.name)
+        partial.replace(engine)
+    finally:
+        partial.unlink(missing_ok=True)
+    return RtxBuild(
+        seconds=time.perf_counter() - started,
+        bytes=engine.stat().st_size,
+        layers=layers,
+        warnings=tuple(dict.fromkeys(heard.warnings)),
+    )
+
+
+def parse(model: Path) -> None:
+    """Let the parser read a model; nothing is built.
+
+    Raises:
+        RuntimeMissingError: TensorRT for RTX is not installed.
+        ModelError: There is no such file.
+        EngineError: The parser refuses the model (node and operator are named), or crashed.
+    """
+    request = RtxRequest(model, engine=None)
+    _checked(request)
+    _in_child(request, None, Silent())
+
+
+def _checked(request: RtxRequest) -> Path:
+    """Return where the engine goes, or would if there were one."""
     if is_installed() is None:
         raise RuntimeMissingError(
             "TensorRT for RTX is not installed: pip install 'qcompile[tensorrt-rtx]'"
         )
     if not request.model.is_file():
         raise ModelError(f"{request.model}: no such file")
-    if not request.engine.parent.is_dir():
-        raise OutputError(f"{request.engine.parent}: no such folder")
-    started = time.perf_counter()
-    name = request.engine.name
-    partial = request.engine.with_name(f".{name}.partial-{os.getpid()}")
-    try:
-        heard = _build_in_child(request, partial, progress)
-        layers = heard.layers(request.model.name)
-        partial.replace(request.engine)
-    finally:
-        partial.unlink(missing_ok=True)
-    return RtxBuild(
-        seconds=time.perf_counter() - started,
-        bytes=request.engine.stat().st_size,
-        layers=layers,
-        warnings=tuple(dict.fromkeys(heard.warnings)),
-    )
+    engine = request.engine or request.model.with_suffix(".engine")
+    if not engine.parent.is_dir():
+        raise OutputError(f"{engine.parent}: no such folder")
+    return engine
 
 
 @dataclass
@@ -141,7 +162,7 @@ class _Heard:
     warnings: list[str] = field(default_factory=list)
     dumps: list[str] = field(default_factory=list)
     error: QcompileError | None = None
-    built: bool = False
+    done: bool = False
 
     def take(self, event: Mapping[str, Any], progress: Progress) -> None:
         if "log" in event:
@@ -150,8 +171,8 @@ class _Heard:
             progress.step(STAGE, *event["step"])
         elif "error" in event:
             self.error = getattr(errors, event["error"])(event["message"])
-        elif "built" in event:
-            self.built = True
+        elif "done" in event:
+            self.done = True
 
     def _log(self, severity: str, message: str) -> None:
         if message.startswith(HEADING):
@@ -170,18 +191,19 @@ class _Heard:
         return tuple(layer for dump in self.dumps for layer in parse_layers(dump))
 
 
-def _build_in_child(request: RtxRequest, partial: Path, progress: Progress) -> _Heard:
+def _in_child(request: RtxRequest, engine: Path | None, progress: Progress) -> _Heard:
     heard = _Heard()
-    asked = {**request.to_json(), "model": str(request.model.resolve()), "engine": str(partial)}
+    asked = replace(request, model=request.model.resolve(), engine=engine).to_json()
     with tempfile.TemporaryFile() as printed, _child(printed) as child:
         for line in _conversation(child, asked):
             heard.take(json.loads(line), progress)
         code = child.wait()
         if heard.error is not None:
             raise heard.error
-        if code or not heard.built:
+        if code or not heard.done:
             printed.seek(max(0, printed.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            raise EngineError(_crash(request.model.name, code, heard.last, printed.read()))
+            doing = f"{'built' if engine else 'parsed'} {request.model.name}"
+            raise EngineError(_crash(doing, code, heard.last, printed.read()))
     return heard
 
 
@@ -210,7 +232,7 @@ def _child(printed: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
             child.kill()
 
 
-def _crash(model: str, code: int, last: str, printed: bytes) -> str:
+def _crash(doing: str, code: int, last: str, printed: bytes) -> str:
     """Return the message for a child that ended without a result."""
     if code < 0:
         name = signal.Signals(-code).name
@@ -219,7 +241,7 @@ def _crash(model: str, code: int, last: str, printed: bytes) -> str:
             how += ", perhaps for lack of memory,"
     else:
         how = f"ended with code {code}"
-    told = [f"TensorRT for RTX {how} while it built {model}"]
+    told = [f"TensorRT for RTX {how} while it {doing}"]
     if last:
         told.append(f"the last its log says is {_short(last)!r}")
     if lines := printed.decode(errors="replace").strip().splitlines():

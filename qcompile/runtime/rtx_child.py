@@ -1,7 +1,7 @@
 """The process in which TensorRT for RTX builds one engine; ``qcompile.runtime.rtx`` starts it.
 
 It reads an ``RtxRequest`` as JSON from standard input and tells what happens as one JSON object a
-line on standard output: ``log`` and ``severity``, ``step``, ``error`` and ``message``, ``built``.
+line on standard output: ``log`` and ``severity``, ``step``, ``error`` and ``message``, ``done``.
 What the library itself prints goes to standard error.
 """
 
@@ -51,13 +51,14 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         build(RtxRequest.from_json(json.load(sys.stdin.buffer)), events)
+        events.send(done=True)
     except QcompileError as error:
         events.send(error=type(error).__name__, message=str(error))
     return 0
 
 
 def build(request: RtxRequest, events: Events) -> None:
-    """Parse, build, write.
+    """Parse, build, write; only parse where no engine is wanted.
 
     Raises:
         RuntimeMissingError: The library cannot be loaded.
@@ -74,6 +75,8 @@ def build(request: RtxRequest, events: Events) -> None:
         raise EngineError(
             f"{request.model.name}: TensorRT for RTX cannot read it: {first_few(told)}"
         )
+    if request.engine is None:
+        return
     config = _config(trt, builder, request)
     if profile := _profile(builder, network, request):
         config.add_optimization_profile(profile)
@@ -84,7 +87,6 @@ def build(request: RtxRequest, events: Events) -> None:
             f"{request.model.name}: TensorRT for RTX cannot build it: "
             f"{first_few(told) or 'it does not say why'}"
         )
-    events.send(built=True)
 
 
 def _config(trt: ModuleType, builder: Any, request: RtxRequest) -> Any:  # noqa: ANN401

@@ -62,6 +62,16 @@ class EngineTiming(Frozen):
     how: str
 
 
+class PairTiming(Frozen):
+    """Float model and engine timed in turn: milliseconds, ratio with its interval, pairs."""
+
+    float_ms: float
+    engine_ms: float
+    ratio: float
+    interval: tuple[float, float]
+    pairs: int
+
+
 class OutputFigures(Frozen):
     """How far an output is from the float model's: fields of ``compare.results.OutputError``."""
 
@@ -115,8 +125,10 @@ class TrtBuild(Frozen):
         seconds: Time to parse and build.
         device: Where it ran; None if it did not, and then nothing below is there but warnings.
         timing: None without samples, as are outputs and agreements.
+        samples: That were run and compared.
+        speed: None without samples, or without a float model to time the engine against.
         layers: Its kernels, with their types.
-        not_judged: Gates that were asked for and take labels or the float model.
+        not_judged: Gates that were asked for and take labels.
     """
 
     version: Literal[1]
@@ -128,7 +140,9 @@ class TrtBuild(Frozen):
     engine: EngineFile | None = None
     warnings: tuple[str, ...] = ()
     device: Gpu | None = None
+    samples: int = 0
     timing: EngineTiming | None = None
+    speed: PairTiming | None = None
     outputs: tuple[OutputFigures, ...] = ()
     agreements: tuple[AgreementFigures, ...] = ()
     layers: tuple[EngineLayer, ...] = ()
@@ -164,13 +178,16 @@ def major_version(wanted: int | None = None) -> int:
     return version
 
 
-def build(folder: Path, progress: Progress, *, build_only: bool = False) -> TrtBuild:
+def build(
+    folder: Path, progress: Progress, *, build_only: bool = False, against: Path | None = None
+) -> TrtBuild:
     """Build, run and judge the engine of a bundle's folder, in a child process.
 
     Args:
         folder: With what ``emit.tensorrt_files`` writes, and the model.
         progress: Told how far the builder is, and what it warns of.
         build_only: Neither run nor judge.
+        against: A float model to time the engine against; else the one of the bundle, if any.
 
     Returns:
         Also where a gate is missed (``status``): then the engine is ``model.engine.failed``.
@@ -183,6 +200,7 @@ def build(folder: Path, progress: Progress, *, build_only: bool = False) -> TrtB
         raise RuntimeMissingError("TensorRT is not installed: pip install 'qcompile[tensorrt]'")
     (folder / RESULT).unlink(missing_ok=True)
     arguments = [str(folder / SCRIPT), *(["--build-only"] if build_only else [])]
+    arguments += ["--against", str(against)] if against else []
     last: deque[str] = deque(maxlen=_LAST_LINES)
     with _child(arguments) as child:
         for line in child.stdout or ():

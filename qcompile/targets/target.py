@@ -43,6 +43,7 @@ class Placement(enum.Enum):
 
     ISLANDS = "int8 nodes hand codes on: every reader of what they make takes the rounded value"
     INPUTS = "only what weighted nodes read is rounded: the engine moves and fuses the rest"
+    EVERYWHERE = "as islands, and all that can be codes is: what is float leaves the device"
 
 
 class Output(enum.Enum):
@@ -66,6 +67,9 @@ class OperatorRule:
         per_tensor: The weight has one scale in all, and the type of an activation.
         output: See ``Output``.
         kernels: Operators (``domain::Op``) of the optimized graph that prove the int8 kernel.
+        products: Without a constant weight it follows: it multiplies two activations.
+        made: The range of what it makes, where the engine takes no other.
+        interpolates: A Resize that makes values between others may be codes, too.
     """
 
     op: str
@@ -77,6 +81,9 @@ class OperatorRule:
     per_tensor: bool = False
     output: Output = Output.CODES
     kernels: tuple[str, ...] = ()
+    products: bool = False
+    made: tuple[float, float] | None = None
+    interpolates: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,10 @@ class Device:
         halves: Types of half precision that it computes in.
         why: Why it lacks what it lacks; empty where it lacks nothing.
         few_bits: It reads weights of few bits, where the target does.
+        dynamic: It computes on codes that are found while running, where the target does.
         fixed_sizes: It takes more of a graph, or any of it, where no size of an input is open.
         static: Operator rules of its own, in place of the target's and of what is slow there.
+        placement: Where codes begin and end with those rules.
         kernels: Domain and operator to the floating-point types that it computes it in; what has
             no entry it leaves to the CPU. None where it computes all that the types allow.
     """
@@ -121,8 +130,10 @@ class Device:
     halves: tuple[Half, ...] = ()
     why: str = ""
     few_bits: bool = True
+    dynamic: bool = True
     fixed_sizes: bool = False
     static: "Mapping[str, OperatorRule] | None" = None
+    placement: Placement = Placement.ISLANDS
     kernels: Mapping[tuple[str, str], frozenset[str]] | None = None
 
 
@@ -213,7 +224,8 @@ class Target:
         some = all if device else any
         found = {
             "int8": bool(self.static) and some(d.int8 is not None for d in devices),
-            "int8-dynamic": bool(self.dynamic),
+            "int8-dynamic": bool(self.dynamic)
+            and (not devices or some(d.dynamic for d in devices)),
             "weight-only": self.weight_only is not None
             and (not devices or some(d.few_bits for d in devices)),
             "fp8": bool(self.static) and some(d.fp8 is not None for d in devices),
@@ -228,7 +240,14 @@ class Target:
         static = found[0].static if found else None
         if static is None:
             return self
-        return replace(self, static=static, costs={}, slow_convolutions={}, pays_from=0.0)
+        return replace(
+            self,
+            static=static,
+            placement=found[0].placement,
+            costs={},
+            slow_convolutions={},
+            pays_from=0.0,
+        )
 
     def check(self, scheme: str, device: str) -> None:
         """Check that there is such a device, and that it has the scheme.
@@ -241,10 +260,10 @@ class Target:
         if scheme in there:
             return
         place, why = f"--target {self.name}", ""
+        if devices and device != ANY and there != self.schemes():
+            place += f" {self.device_option} {device}"
         if scheme in self.schemes():
-            place += f" without {self.device_option}"
-            if device != ANY:
-                place = f"--target {self.name} {self.device_option} {device}"
+            place += "" if device != ANY else f" without {self.device_option}"
             why = next((f" ({d.why})" for d in devices if d.why), "")
         has = ", ".join(OPTIONS[found] for found in there)
         raise RecipeError(f"{place} has no scheme {scheme}{why}; it has: {has}")

@@ -101,11 +101,11 @@ def test_values_out_of_range_name_what_the_user_wrote(run: Run, net: Path) -> No
     refused(both, "error: --min-speedup: ")
 
 
-def test_libraries_do_not_write_on_stderr(run: Run, net: Path) -> None:
+def test_libraries_do_not_write_on_stderr(fresh: Run, net: Path) -> None:
     model = perceptron(16)
     model.graph.node[0].input[0] = "nowhere"
     onnx.save(model, net / "net.onnx")
-    done = run("inspect", "net.onnx", "--quiet", "--json")
+    done = fresh("inspect", "net.onnx", "--quiet", "--json")
     refused(done, "error: net.onnx: ", "nowhere")
 
 

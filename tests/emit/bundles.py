@@ -13,6 +13,7 @@ import pytest
 
 from qcompile.emit.tensorrt_files import write_engine_files
 from qcompile.progress import Silent
+from qcompile.runtime import tensorrt
 from tests.emit.nets import convolution, float_model, request, samples
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -28,13 +29,12 @@ def bundle(folder, *, operator="Relu", data=None, model=None, **fields):
     return folder
 
 
-def environment(folder, **more):
+def environment(**more):
     """Return an environment in which ``tensorrt`` and the CUDA runtime are the stand-ins."""
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed")
     return {
         **os.environ,
         "PYTHONPATH": str(STAND_IN),
-        "STAND_IN_MODEL": str(folder / "model.onnx"),
         "PYTHONWARNINGS": "ignore",  # RTX calls the timing cache deprecated
         **more,
     }
@@ -52,11 +52,24 @@ def cuda_stand_in(folder):
     return folder
 
 
+def use_stand_ins(monkeypatch, folder):
+    """Let this process and its children find the stand-ins of TensorRT and CUDA, and a GPU.
+
+    The CUDA runtime is compiled into a folder that outlives the test.
+    """
+    for name, value in environment(LD_LIBRARY_PATH=str(cuda_stand_in(folder))).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(STAND_IN))
+    monkeypatch.setattr(tensorrt, "_GPUS", "print(1)")
+    tensorrt.installed.cache_clear()
+    tensorrt.has_gpu.cache_clear()
+
+
 def run(folder, *options, **env):
     """Run the bundle's script; return the process and ``result.json``."""
     done = subprocess.run(
         [sys.executable, folder / "build_engine.py", *options],
-        env=environment(folder, **env),
+        env=environment(**env),
         cwd="/",
         capture_output=True,
         text=True,

@@ -47,6 +47,23 @@ def convolution(*, codes, operator="Relu"):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
+def heavy(model, times=40):
+    """Return the model with work in front that changes nothing: products with the identity."""
+    like, eye = "x", numpy_helper.from_array(np.eye(8, dtype=np.float32), "eye")
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    model.graph.initializer.append(eye)
+    made = []
+    for index in range(times):
+        made.append(helper.make_node("MatMul", [like, "eye"], [f"t{index}"], f"heavy{index}"))
+        like = f"t{index}"
+    for node in model.graph.node:
+        node.input[:] = [like if name == "x" else name for name in node.input]
+    nodes = [*made, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
 def samples(count=6, batch=2):
     rng = np.random.default_rng(1)
     shape = (batch, 16, 8, 8)
@@ -66,6 +83,6 @@ def request(session, version=11, profiles=None, **fields):
         session.inputs,
         tuple(port.name for port in session.outputs),
         version,
-        PROFILE if profiles is None else profiles,
+        profiles=PROFILE if profiles is None else profiles,
         **fields,
     )

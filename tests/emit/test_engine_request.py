@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qcompile.emit.engine_request import Refused, fitting, node_errors, read_request
+from qcompile.emit.engine_request import Refused, fitting, node_errors, read_build
 from qcompile.emit.tensorrt_files import write_engine_files
 from qcompile.progress import Silent
 from qcompile.samples import InMemory
@@ -20,7 +20,7 @@ def path(tmp_path):
 
 
 def test_what_is_written_can_be_read(path):
-    assert read_request(path) == json.loads(path.read_text("utf-8"))
+    assert read_build(path) == json.loads(path.read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def test_what_is_written_can_be_read(path):
         ({"version": 2}, "has format 2, not 1"),
         ({"model": "../model.onnx"}, "must be in the folder itself"),
         ({"model": "/etc/model.onnx"}, "must be in the folder itself"),
+        ({"float_model": "../float.onnx"}, "must be in the folder itself"),
         ({"strip": "yes"}, "strip cannot be 'yes'"),
         ({"gates": None}, "gates cannot be None"),
         ({"workspace_bytes": 1.5}, "workspace_bytes cannot be 1.5"),
@@ -37,17 +38,17 @@ def test_what_is_written_can_be_read(path):
 def test_a_request_of_another_kind_is_refused(path, changes, said):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(Refused, match=f"{path}: .*{said}"):
-        read_request(path)
+        read_build(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', "\xff"])
 def test_a_damaged_request_is_refused(path, text):
     path.write_text(text, "latin-1")
     with pytest.raises(Refused, match="is damaged"):
-        read_request(path)
+        read_build(path)
     path.unlink()
     with pytest.raises(Refused, match="cannot be read"):
-        read_request(path)
+        read_build(path)
 
 
 def test_shapes_that_fit():

@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from qcompile.compare.end_to_end import compare
-from qcompile.emit.tensorrt_files import EngineRequest, write_engine_files
+from qcompile.emit.tensorrt_files import EngineOptions, EngineRequest, write_engine_files
 from qcompile.progress import Silent
 from qcompile.recipe import Gates
 from qcompile.runtime.ort import Session
 from qcompile.samples import InMemory
 from qcompile.targets.profiles import Profile
 from tests.emit.bundles import STAND_IN, bundle, cuda_stand_in, run
-from tests.emit.nets import float_model, samples
+from tests.emit.nets import convolution, float_model, heavy, samples
 from tests.emit.tensorrt_names.checker import names_of
 
 
@@ -53,6 +53,24 @@ def test_figures_are_those_of_the_comparison(tmp_path, cuda):
     assert "6 samples against the float model" in done.stdout
 
 
+def test_an_engine_of_every_option_is_loaded_as_it_must_be(tmp_path, cuda):
+    """Host code allowed, weights given back, a budget for those that are streamed."""
+    options = EngineOptions(
+        workspace_bytes=1 << 30,
+        optimization_level=1,
+        version_compatible=True,
+        hardware_compatible="ampere+",
+        weight_streaming=True,
+        strip=True,
+        refit=True,
+    )
+    folder = bundle(tmp_path / "b", options=options, float_model="float.onnx")
+    done, result = run(folder, **cuda)
+    assert done.returncode == 0, done.stderr
+    assert result["outputs"][0]["sqnr_db"] > 25
+    assert result["speed"]["ratio"] > 0, "the float model is not stripped"
+
+
 def test_a_missed_gate_ends_with_3_and_keeps_the_engine_apart(tmp_path, cuda):
     folder = bundle(tmp_path / "b", gates=Gates(min_sqnr=90))
     done, result = run(folder, **cuda)
@@ -61,6 +79,22 @@ def test_a_missed_gate_ends_with_3_and_keeps_the_engine_apart(tmp_path, cuda):
     assert (folder / "model.engine.failed").exists()
     assert result["engine"]["name"] == "model.engine.failed"
     assert "gate min-sqnr 90.0: MISSED" in done.stdout
+
+
+def test_speed_is_judged_against_the_float_model_in_the_bundle(tmp_path, cuda):
+    """The float model is 120 products heavier than the engine."""
+    gates = Gates(min_speedup=1.5)
+    folder = bundle(tmp_path / "b", gates=gates, float_model="slow.onnx")
+    onnx.save(heavy(convolution(codes=False), times=120), folder / "slow.onnx")
+    done, result = run(folder, **cuda)
+    assert done.returncode == 0, done.stderr
+    speed, (gate,) = result["speed"], result["gates"]
+    assert speed["float_ms"] > speed["engine_ms"] > 0
+    assert speed["interval"][0] <= speed["ratio"] <= speed["interval"][1]
+    assert speed["pairs"] >= 20
+    assert (gate["name"], gate["measured"], gate["passed"]) == ("min-speedup", speed["ratio"], True)
+    assert (result["not_judged"], result["outputs"][0]["sqnr_db"] > 25) == ([], True)
+    assert "built the float model, too" in done.stdout
 
 
 def test_a_gate_that_nothing_can_judge_is_missed(tmp_path, cuda):

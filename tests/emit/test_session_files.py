@@ -10,13 +10,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-from qcompile.emit.session_files import CONTEXT, SCRIPTS, SessionRequest, write_session_files
+from qcompile.emit.device_files import HELPERS, write_device_files
+from qcompile.emit.session_files import CONTEXT, SessionRequest
 from qcompile.errors import EngineError
 from qcompile.progress import Silent
 from qcompile.recipe import Gates, TensorRT
 from qcompile.runtime import cuda
 from qcompile.samples import InMemory, Subset
-from tests.emit.nets import PROFILE, convolution, float_model, samples
+from tests.emit.nets import PROFILE, convolution, float_model, heavy, samples
 
 TENSORRT = cuda.tensorrt_provider(TensorRT(), PROFILE, context_bytes=1000)
 
@@ -26,9 +27,9 @@ def bundle(folder, data=None, **fields):
     onnx.save(convolution(codes=True), folder / "model.onnx")
     session = float_model(folder)
     outputs = tuple(port.name for port in session.outputs)
-    request = SessionRequest("model.onnx", session.inputs, outputs, TENSORRT, PROFILE)
+    request = SessionRequest("model.onnx", session.inputs, outputs, TENSORRT, profiles=PROFILE)
     data = samples() if data is None else data
-    write_session_files(folder, replace(request, **fields), data, session.run, Silent())
+    write_device_files(folder, replace(request, **fields), data, session.run, Silent())
     return folder
 
 
@@ -53,8 +54,15 @@ def copy(made, tmp_path):
 
 def test_all_files_are_there(made):
     names = {path.name for path in made.iterdir()} - {"result.json"}
-    wanted = {*SCRIPTS, "model.onnx", "float.onnx", "samples.npz", "session_options.json"}
-    assert names == wanted
+    wanted = {
+        *SessionRequest.scripts,
+        *HELPERS,
+        "model.onnx",
+        "float.onnx",
+        "samples.npz",
+        "session_options.json",
+    }
+    assert names == wanted | {SessionRequest.description}
     told = json.loads((made / "session_options.json").read_text("utf-8"))
     assert [name for name, _ in told["providers"]] == [name for name, _ in TENSORRT.chain]
     assert told["providers"][0][1]["trt_profile_opt_shapes"] == "x:2x16x8x8"
@@ -99,6 +107,20 @@ def test_a_missed_gate_ends_with_3(tmp_path):
     assert "gate min-sqnr 90.0: MISSED" in done.stdout
 
 
+def test_speed_is_judged_against_the_float_model_in_the_bundle(tmp_path):
+    folder = bundle(tmp_path, gates=Gates(min_speedup=1e6), float_model="slow.onnx")
+    onnx.save(heavy(convolution(codes=False)), folder / "slow.onnx")
+    assert run(folder, "--cpu").returncode == 3
+    speed, (gate,) = result(folder)["speed"], result(folder)["gates"]
+    assert speed["float_ms"] > speed["engine_ms"] > 0
+    assert (gate["name"], gate["passed"], gate["measured"]) == (
+        "min-speedup",
+        False,
+        speed["ratio"],
+    )
+    assert result(folder)["not_judged"] == []
+
+
 def test_another_model_is_seen_in_the_figures(copy):
     shutil.copy(copy / "float.onnx", copy / "model.onnx")
     assert run(copy, "--cpu").returncode == 0
@@ -125,6 +147,8 @@ def test_without_the_provider_it_is_refused(copy):
         ({"model": "../model.onnx"}, "must be in the folder itself"),
         ({"context": "/tmp/c.onnx"}, "must be in the folder itself"),
         ({"providers": []}, "providers cannot be"),
+        ({"providers": [["x"]]}, "is damaged"),
+        ({"float_model": "../float.onnx"}, "must be in the folder itself"),
         ({"rewrites": "yes"}, "rewrites cannot be"),
         ({"samples": 7}, "copy the bundle again"),
         ({"inputs": ["y"]}, "do not belong together"),

@@ -9,8 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qcompile.emit import tensorrt_files
-from qcompile.emit.tensorrt_files import SCRIPTS, EngineOptions, trtexec_script, write_engine_files
+from qcompile.emit import device_files
+from qcompile.emit.device_files import HELPERS
+from qcompile.emit.tensorrt_files import (
+    EngineOptions,
+    EngineRequest,
+    trtexec_script,
+    write_engine_files,
+)
 from qcompile.errors import RecipeError
 from qcompile.progress import Silent
 from qcompile.recipe import Gates
@@ -36,7 +42,7 @@ def test_all_files_are_there(tmp_path, session):
     gates = Gates(min_sqnr=20, max_drop=0.01)
     options = EngineOptions(workspace_bytes=1 << 28, hardware_compatible="ampere+")
     told, notices = written(tmp_path, session, gates=gates, options=options)
-    names = {*SCRIPTS, "build_engine.sh", "build.json", "samples.npz"}
+    names = {*EngineRequest.scripts, *HELPERS, "build_engine.sh", "build.json", "samples.npz"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert notices == []
     assert told["profiles"] == {"x": [list(shape) for shape in PROFILE["x"]]}
@@ -69,13 +75,13 @@ def test_same_samples_in_any_order_give_the_same_bytes(tmp_path, session):
 
 
 def test_samples_are_limited_and_it_is_said(tmp_path, session, monkeypatch):
-    monkeypatch.setattr(tensorrt_files, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(device_files, "MOST_SAMPLES", 2)
     told, notices = written(tmp_path, session)
     assert told["samples"] == 2
     assert notices == ["samples.npz holds 2 of 6 samples: at most 2 samples"]
-    monkeypatch.setattr(tensorrt_files, "MOST_SAMPLES", 9)
+    monkeypatch.setattr(device_files, "MOST_SAMPLES", 9)
     one = 2 * 16 * 64 * 4 + 2 * 32 * 4
-    monkeypatch.setattr(tensorrt_files, "MOST_BYTES", 3 * one)
+    monkeypatch.setattr(device_files, "MOST_BYTES", 3 * one)
     told, notices = written(tmp_path, session)
     assert told["samples"] == 3
     assert notices == ["samples.npz holds 3 of 6 samples: at most 0 MiB"]
@@ -119,7 +125,7 @@ def test_integers_stay_as_they_are(tmp_path):
 
 
 def request_of(*ports):
-    return tensorrt_files.EngineRequest("model.onnx", ports, ("y",), 11)
+    return EngineRequest("model.onnx", ports, ("y",), 11)
 
 
 @pytest.mark.parametrize(

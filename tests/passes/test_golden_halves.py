@@ -8,6 +8,7 @@ import pytest
 
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes.cast_floats import CastFloats
+from qcompile.passes.hold_floats import HoldFloats
 from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.soften_masks import SoftenMasks
 from tests.passes.golden import (
@@ -20,15 +21,15 @@ from tests.passes.golden import (
 )
 from tests.passes.tools import prepared
 
-CASES = cases([CastFloats.name, RoundFloats.name, SoftenMasks.name])
+PASSES = (CastFloats, HoldFloats, RoundFloats, SoftenMasks)
+CASES = cases([step.name for step in PASSES])
 
 
 def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     model = prepared(read(path)[1], CastFloats())
-    if path.parent.name == RoundFloats.name:
-        return model, RoundFloats()
-    if path.parent.name == SoftenMasks.name:
-        return model, SoftenMasks()
+    for step in (HoldFloats, RoundFloats, SoftenMasks):
+        if path.parent.name == step.name:
+            return model, step()
     names = [node.name for node in model.graph]
     kept = {name: "the test says so" for name in names if name and name.startswith("kept")}
     dtype = "bfloat16" if "bfloat16" in path.stem else "float16"
@@ -48,6 +49,6 @@ def test_contract(path: Path) -> None:
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
-@pytest.mark.parametrize("step", [CastFloats, RoundFloats, SoftenMasks])
+@pytest.mark.parametrize("step", PASSES)
 def test_describes_itself(step: type[GraphPass]) -> None:
     check_describes_itself(step)

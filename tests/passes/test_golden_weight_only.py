@@ -14,6 +14,7 @@ import pytest
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes import WEIGHT_ONLY
 from qcompile.passes.fold_input_scale import FoldInputScale
+from qcompile.passes.hold_codes import HoldCodes
 from qcompile.plan import Plan, WeightPlan
 from tests.passes.golden import (
     case_id,
@@ -51,6 +52,8 @@ def planned(model: ir.Model, name: str) -> Plan:
 
 
 def step_for(model: ir.Model, name: str) -> GraphPass:
+    if name == HoldCodes.name:
+        return HoldCodes()
     plan = planned(model, name)
     columns = {weight: rows_of(model, weight).shape[1] for weight in plan.weights}
     orders = {w: np.arange(k)[::-1] for w, k in columns.items() if plan.weights[w].permuted}

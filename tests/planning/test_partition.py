@@ -215,6 +215,49 @@ def test_a_float_activation_goes_with_its_convolution():
     assert found.fallbacks == {"other": "xnnpack has no Relu"}
 
 
+@pytest.mark.parametrize(("shape", "why"), [("2, 4, 8, 8", ""), ("2, 4, 8", "rank 3: takes 4")])
+def test_core_ml_takes_the_norm_of_a_picture(shape, why):
+    text = f"""
+    g (float[{shape}] x) => (float[] y) {{
+      [norm] y = BatchNormalization(x, k, k, k, k) }}"""
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 17]>{text}')
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "k"))
+    found = predict(ir.from_proto(model), PROVIDERS["coreml"])
+    assert found.fallbacks == ({"norm": why} if why else {})
+
+
+@pytest.mark.parametrize("bias", ["int32", "uint8"])
+def test_a_norm_is_a_unit_where_its_bias_is_int32(bias):
+    net = Net("uint8", weight="uint8")
+    x = net.pair("x", "a")
+    scale = net.codes("k", np.ones(8, np.uint8), 0)
+    zero = net.constant("none", np.zeros((), bias))
+    net.constant("b_c", np.ones(8, bias))
+    net.lines.append(f"[dq_b] b = DequantizeLinear(b_c, {net.scale()}, {zero})")
+    made = net.pair(net.node("norm", "LayerNormalization", x, scale, "b"), "z")
+    (unit,) = [u for u in node_units(net.model(made)) if u.node.name == "norm"]
+    assert unit.quantized == (bias == "int32")
+    assert unit.broken == ("" if unit.quantized else "its bias is not int32 codes")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "axes", "why"),
+    [
+        ({}, [], ""),
+        ({"mode": '"edge"'}, [], ""),
+        ({"mode": '"wrap"'}, [], "mode=wrap: takes constant or reflect or edge"),
+        ({}, ["", "axes"], "it has 4 inputs: takes 3"),
+    ],
+)
+def test_qnn_takes_pads_of_all_axes_and_their_ends(attributes, axes, why):
+    net = Net("uint8")
+    net.constant("by", np.array([1, 1] if axes else [0, 0, 1, 1] * 2))
+    net.constant("axes", np.array([2]))
+    pad = net.node("pad", "Pad", net.pair("x", "a"), "by", *axes, **attributes)
+    found = predict(net.model(net.pair(pad, "z"), 19), PROVIDERS["qnn"])
+    assert found.fallbacks.get("pad", "") == why
+
+
 def test_notes_of_the_shipped_lists_are_plain_text():
     listed = shipped_operators("coreml_supported_mlprogram_ops.md")
     assert "resize_op_builder.cc" in listed["ai.onnx:resize"]

@@ -346,7 +346,8 @@ def test_a_weight_that_is_read_along_two_axes_is_quantized_for_the_first() -> No
 
 
 def test_infinite_values_are_not_rounded() -> None:
-    result = made(graph("[one] a = Conv(x, v)\ny = Conv(a, v)"), Wishes(tensors=frozenset({"x"})))
+    wishes = Wishes(tensors={"x": "x holds infinite values"})
+    result = made(graph("[one] a = Conv(x, v)\ny = Conv(a, v)"), wishes)
     assert result.rounded() == {"a"}
     assert "infinite" in result.reason("one")
 

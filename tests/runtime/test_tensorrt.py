@@ -15,7 +15,7 @@ from qcompile.progress import Silent
 from qcompile.recipe import Gates
 from qcompile.runtime import tensorrt
 from qcompile.runtime.layer_dump import EngineLayer, EngineTensor
-from tests.emit.bundles import STAND_IN, bundle, cuda_stand_in, environment
+from tests.emit.bundles import bundle, use_stand_ins
 
 
 class Listener(Silent):
@@ -40,17 +40,15 @@ def _fresh():
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path, tmp_path_factory):
-    """Let this process and its children find the stand-ins of TensorRT and CUDA."""
-    monkeypatch.syspath_prepend(str(STAND_IN))
-    for name, value in environment(tmp_path / "b").items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(cuda_stand_in(tmp_path_factory.getbasetemp())))
+    use_stand_ins(monkeypatch, tmp_path_factory.getbasetemp())
     return tmp_path / "b"
 
 
 def test_a_build_comes_back_whole(stand_in):
     listener = Listener()
-    built = tensorrt.build(bundle(stand_in, gates=Gates(min_sqnr=20, min_speedup=1.5)), listener)
+    gates = Gates(min_sqnr=20, min_speedup=0.01, max_drop=0.1)
+    folder = bundle(stand_in, gates=gates, float_model="float.onnx")
+    built = tensorrt.build(folder, listener)
     assert (built.status, built.tensorrt) == ("built", "11.4.0.106")
     assert built.engine.bytes == (stand_in / built.engine.name).stat().st_size
     tensor = EngineTensor("x", "int8", (2, 16, 8, 8))
@@ -58,9 +56,11 @@ def test_a_build_comes_back_whole(stand_in):
         EngineLayer("conv", "gemm", ("conv",), (tensor,), (tensor,), (tensor,), "made up"),
     )
     assert built.device == tensorrt.Gpu(name="stand-in", sm=87)
+    assert built.samples == 6
     assert 25 < built.outputs[0].sqnr_db < 60
-    assert built.gates[0].passed
-    assert built.not_judged == ("min_speedup",)
+    assert [gate.passed for gate in built.gates] == [True, True]
+    assert built.not_judged == ("max_drop",)
+    assert built.gates[1].measured == built.speed.ratio > 0.01
     assert built.timing.runs >= 20
     assert built.timing.shapes == {"x": (2, 16, 8, 8)}
     stages = {stage for stage, _, _ in listener.steps}
