@@ -171,8 +171,7 @@ def test_int4_of_a_language_model(tmp_path: Path) -> None:
     rows = delivery(report).layers
     assert {row.wanted for row in rows} == {"int4 weights"}
     assert len(rows) >= 43
-    behind_attention = [f"node_linear_{3 + 7 * layer}" for layer in range(6)]
-    assert sorted(missed(report)) == sorted(behind_attention), "see test_behind_attention..."
+    assert missed(report) == [], "behind attention hold-codes keeps them"
     assert signal(report) > 15
     constants = ir.load(Path(report.output) / "model.onnx").graph.initializers
     codes = [v for v in constants.values() if v.dtype == ir.DataType.INT4]
