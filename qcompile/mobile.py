@@ -35,6 +35,10 @@ _NO_ORT = (
 )
 
 
+LOADS = 5
+"""Processes that load a file, for the median of their times."""
+
+
 def deliver(written: Written) -> Delivery:
     """Convert the ONNX file beside it; predict its placement and time its load.
 
@@ -51,7 +55,9 @@ def deliver(written: Written) -> Delivery:
     placed = predict(model, provider)
     alone = provider.name == "cpu"
     notes = [*_placement_notes(placed, provider)]
-    loads = {file.name: cold_start(file).median_ms for file in dict.fromkeys((source, path))}
+    loads = {
+        file.name: cold_start(file, runs=LOADS).median_ms for file in dict.fromkeys((source, path))
+    }
     notes.append(_loading(source.parent, loads))
     if halves:
         notes.append(_NO_ORT)

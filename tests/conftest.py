@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 
 # pytest -n runs a test on each core: BLAS threads of all of them would spin against each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's
 # Commands are run as users run them: hundreds of processes, which keep their bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

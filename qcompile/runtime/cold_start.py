@@ -17,8 +17,6 @@ from qcompile.errors import EngineError
 from qcompile.frozen import Frozen
 from qcompile.runtime.ort import check_installed, replays, sentence
 
-RUNS = 5
-
 _CHILD = """
 import json, sys, time
 path, threads, replay, sys.path[:] = json.loads(sys.argv[1])
@@ -67,7 +65,7 @@ class ColdStart(Frozen):
     threads: int
 
 
-def cold_start(path: Path, threads: int = 1, *, runs: int = RUNS) -> ColdStart:
+def cold_start(path: Path, threads: int = 1, *, runs: int) -> ColdStart:
     """Load a model in new processes, one after another.
 
     Args:
