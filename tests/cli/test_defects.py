@@ -66,14 +66,14 @@ def quantized() -> onnx.ModelProto:
     return model_of(nodes, [*grid, weight])
 
 
-def test_a_model_that_is_quantized_already_keeps_its_grids(run: Run, net: Path) -> None:
+def test_a_model_that_is_quantized_already_keeps_its_grids(run: Run, fresh: Run, net: Path) -> None:
     onnx.save(quantized(), net / "net.onnx")
     done = run("build", "net.onnx", "--calib", "data", "--json", "--quiet", "--allow-slower")
     assert done.code == 0, done.err
     assert done.json()["source"]["activations"] == 1
     assert run("calibrate", "net.onnx", "--calib", "data", "--quiet").code == 0
     assert run("compare", "net.onnx", "net.onnx", "--data", "data", "--quiet").code == 0
-    floats = run("dequantize", "net.onnx", "-o", "float.onnx", "--quiet")
+    floats = fresh("dequantize", "net.onnx", "-o", "float.onnx", "--quiet")
     assert floats.code == 0, floats.err
     assert {node.op_type for node in onnx.load(net / "float.onnx").graph.node} == {"MatMul"}
 

@@ -10,7 +10,7 @@ import pytest
 from qcompile.errors import RuntimeMissingError
 from qcompile.tracing import export
 from tests.assets import ROOT
-from tests.cli.process import run
+from tests.cli.process import fresh, run
 
 HERE = Path(__file__).parent
 needs_torch = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path) -> None:
 @needs_torch
 @pytest.mark.slow
 def test_a_failure_is_one_line_and_nothing_else(folder: Path) -> None:
-    done = run(folder, "export", "nets.py:branch", "-o", "x.onnx")
+    done = fresh(folder, "export", "nets.py:branch", "-o", "x.onnx")
     assert (done.code, done.out) == (2, "")
     told = "error: nets.py:branch: nets.py:28 `if x.sum() > 0:` depends on values in a tensor"
     assert done.err.startswith(told)
