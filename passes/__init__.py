@@ -89,13 +89,7 @@ LOWERING: dict[str, tuple[GraphPass, ...]] = {
         OwnConstants(),
         NameValues(),
     ),
-    "ort-mobile": (
-        ExpandPrelu(),
-        FlattenTokens(),
-        FuseLinear(),
-        OwnConstants(),
-        NameValues(),
-    ),
+    "ort-mobile": (ExpandPrelu(), FlattenTokens(), FuseLinear(), OwnConstants(), NameValues()),
 }
 """Target to the passes that bring the canonical graph into the form its int8 kernels want."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.bundle import file_digest
+from qcompile.emit.single_file import check_output
 from qcompile.errors import OutputError
 from qcompile.progress import Progress, StageLog
 from qcompile.recipe import Recipe
@@ -79,7 +80,11 @@ def export(  # noqa: PLR0913 (the command's options)
             nothing is written.
     """
     path, log = Path(output), StageLog(progress)
-    _check_output(path, force=force)
+    check_output(path, force=force)
+    try:
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made ({error.strerror})") from error
     options = Options(example_inputs, dynamic_axes, shapes, calib)
     with traced_file(source, options, recipe or Recipe(), log, beside=path) as made:
         files = _placed(made, path, force=force)
@@ -168,19 +173,6 @@ def _ports(values: Any) -> tuple[PortFacts, ...]:  # noqa: ANN401 (onnx_ir's lis
         )
         for value in values
     )
-
-
-def _check_output(path: Path, *, force: bool) -> None:
-    if path.suffix != ".onnx":
-        raise OutputError(f"{path}: name a file that ends in .onnx")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; --force replaces it, -o names another file")
-    try:
-        path.resolve().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be made ({error.strerror})") from error
 
 
 def _placed(made: TracedFile, path: Path, *, force: bool) -> list[Path]:

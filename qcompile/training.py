@@ -89,7 +89,7 @@ def trained(
             )
         facts = TrainingFacts(
             samples=len(samples),
-            **asked.model_dump(include=set(TrainingFacts.model_fields) - {"losses"}),
+            **asked.model_dump(exclude={"freeze_norms", "seed"}),
             losses=tuple(done.losses),
             resumed=done.resumed,
             seconds=round(time.perf_counter() - started, 3),

@@ -128,7 +128,7 @@ class WeightOnly:
             InsertMatmulNbits(plan=plan, solved=scales.folded),
             InsertBlockDequantize(plan=plan, solved=scales.folded),
         ]
-        if self.target.name == "tensorrt-rtx":
+        if self.target.few_bits().held:
             passes.append(HoldCodes())
         folder = dump_passes / "quantize" if dump_passes else None
         return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)

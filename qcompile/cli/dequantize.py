@@ -1,11 +1,6 @@
 """``qcompile dequantize``: a quantized model becomes a float model."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from qcompile.cli.options import OUTPUT, Debug, Json, ModelFile, Quiet, flag
+from qcompile.cli.options import Debug, ForceFile, Json, ModelFile, OnnxOutput, Quiet
 from qcompile.cli.screen import Screen
 from qcompile.report.console_results import render_dequantized
 
@@ -23,18 +18,8 @@ The second line calibrates anew; qcompile build quantized.onnx keeps the scales.
 def dequantize(
     model: ModelFile,
     *,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.onnx",
-            help="The file to write; large weights go to FILE.onnx.data beside it.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ],
-    force: Annotated[bool, flag("--force", "Replace a file that is there.", OUTPUT)] = False,
+    output: OnnxOutput,
+    force: ForceFile = False,
     quiet: Quiet = False,
     as_json: Json = False,
     _debug: Debug = False,

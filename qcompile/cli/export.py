@@ -1,23 +1,22 @@
 """``qcompile export``: a torch model becomes an ONNX file."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qcompile.cli.options import (
     DATA,
-    OUTPUT,
     TORCH,
     Debug,
     DynamicAxes,
+    ForceFile,
     Jobs,
     Json,
+    OnnxOutput,
     PictureRecipe,
     Quiet,
     SequenceLength,
     Tokenizer,
-    flag,
     said,
 )
 from qcompile.cli.screen import Screen
@@ -54,17 +53,7 @@ def export(
         ),
     ],
     *,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE.onnx",
-            help="The file to write; large weights go to FILE.onnx.data beside it.",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
-    ],
+    output: OnnxOutput,
     dynamic_axes: DynamicAxes = None,
     shapes: Annotated[
         str | None,
@@ -89,7 +78,7 @@ def export(
     tokenizer: Tokenizer = None,
     sequence_length: SequenceLength = None,
     recipe: PictureRecipe = None,
-    force: Annotated[bool, flag("--force", "Replace a file that is there.", OUTPUT)] = False,
+    force: ForceFile = False,
     jobs: Jobs = None,
     quiet: Quiet = False,
     as_json: Json = False,

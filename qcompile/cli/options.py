@@ -264,6 +264,18 @@ Metric = Annotated[
         show_default=False,
     ),
 ]
+OnnxOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE.onnx",
+        help="The file to write; large weights go to FILE.onnx.data beside it.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+ForceFile = Annotated[bool, flag("--force", "Replace a file that is there.", OUTPUT)]
 Quiet = Annotated[bool, flag("--quiet", "Print errors only.", OUTPUT, "-q")]
 Json = Annotated[
     bool, flag("--json", "Print the result alone, as JSON; progress stays on stderr.", OUTPUT)

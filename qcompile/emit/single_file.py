@@ -8,6 +8,20 @@ from pathlib import Path
 from qcompile.errors import OutputError
 
 
+def check_output(path: Path, *, force: bool) -> None:
+    """Check that a command may write its ONNX file to a path.
+
+    Raises:
+        OutputError: It exists, is a folder, or has another ending.
+    """
+    if path.suffix != ".onnx":
+        raise OutputError(f"{path}: name a file that ends in .onnx")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; --force replaces it, -o names another file")
+
+
 @contextmanager
 def single_file(path: Path, *, force: bool) -> Iterator[Path]:
     """Give a file of that name in a temporary folder beside it; put what is there in place.
@@ -19,12 +33,7 @@ def single_file(path: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         OutputError: It exists, is a folder, has another ending, or cannot be written.
     """
-    if path.suffix != ".onnx":
-        raise OutputError(f"{path}: name a file that ends in .onnx")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; --force replaces it, -o names another file")
+    check_output(path, force=force)
     parent = path.resolve().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

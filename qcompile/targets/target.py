@@ -167,6 +167,7 @@ class WeightOnly:
         costs: Other operators with weights, and why they stay in float.
         symmetric_only: Zero points must be 0 and scales positive.
         whole_groups: The last group of a row must not be shorter.
+        held: A product behind a Transpose reads its input plus 0 (``passes.hold_codes``).
     """
 
     form: Form
@@ -177,6 +178,7 @@ class WeightOnly:
     costs: Mapping[str, str]
     symmetric_only: bool = False
     whole_groups: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True)

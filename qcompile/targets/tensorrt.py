@@ -167,5 +167,5 @@ TENSORRT_RTX = replace(
         ),
         **{name: _DEVICES[name] for name in ("80", "86", "89", "120", "121")},
     },
-    weight_only=_weight_only((16, 32, 64, 128)),
+    weight_only=replace(_weight_only((16, 32, 64, 128)), held=True),
 )

@@ -28,7 +28,7 @@ from tests.benchmarks import (
     summary,
     weights,
 )
-from tests.benchmarks.table import Table
+from tests.benchmarks.table import CLOSING, Table, opening
 
 PARTS = ("accuracy", "methods", "speed", "calibration", "solver", "weights", "large")
 HALVES = "halves"
@@ -78,7 +78,7 @@ def main() -> None:
 def _write_halves(work: Path, names: list[str], *, whole: bool) -> None:
     """Write the table of docs/halves.md, or of a copy where it is of some models alone."""
     page = ROOT / "docs" / "halves.md"
-    made = halves.filled(page.read_text("utf-8"), halves.measure(work, names), _stamp())
+    made = halves.measure(work, names).within(page.read_text("utf-8"), HALVES, _stamp())
     page = page if whole else work / page.name
     page.write_text(made, "utf-8")
     print(f"wrote {page}")
@@ -89,7 +89,7 @@ def _write_training() -> None:
     from tests.benchmarks import qat
 
     page = ROOT / "docs" / "qat.md"
-    made = halves.filled(page.read_text("utf-8"), qat.measure(), _stamp(qat.PACKAGES))
+    made = qat.measure().within(page.read_text("utf-8"), QAT, _stamp(qat.PACKAGES))
     page.write_text(made, "utf-8")
     print(f"wrote {page}")
 
@@ -99,10 +99,10 @@ def _write(page: Path, measured: str, table: Table) -> dict[str, str]:
     sections = dict.fromkeys(PARTS, "")
     if page.exists():
         for part in PARTS:
-            _, _, rest = page.read_text("utf-8").partition(_opening(part))
-            sections[part] = rest.partition(_CLOSING)[0]
+            _, _, rest = page.read_text("utf-8").partition(opening(part))
+            sections[part] = rest.partition(CLOSING)[0]
     sections[measured] = f"\n{table.markdown()}\n{_stamp()}\n"
-    body = [f"{_opening(part)}{text}{_CLOSING}" for part, text in sections.items() if text]
+    body = [f"{opening(part)}{text}{CLOSING}" for part, text in sections.items() if text]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join([_HEAD, *body]) + "\n", "utf-8")
     print(f"wrote {page}")
@@ -125,11 +125,6 @@ def _cpu() -> str:
     return f"{fields.get('model name', platform.machine()).strip()} ({', '.join(isa)})"
 
 
-def _opening(part: str) -> str:
-    return f"<!-- {part} -->"
-
-
-_CLOSING = "<!-- end -->"
 _HEAD = """# Benchmarks
 
 Made by `make bench` (tests/benchmarks/); do not edit by hand. All tools run in one process with one

@@ -22,7 +22,6 @@ from tests.benchmarks.table import Table
 
 SCHEMES = ("fp16", "bf16", "fp8")
 THREADS = 2
-OPENING, CLOSING = "<!-- halves -->", "<!-- end -->"
 COLUMNS = ["model", "scheme", "float", "simulated", "SQNR, dB", "in fp32", "on codes", "MB"]
 
 
@@ -38,14 +37,6 @@ def measure(work: Path, names: Sequence[str]) -> Table:
             cells = _row(name, scheme, calib, work / "halves")
             table.add(name if first else "", scheme, reference if first else "", *cells)
     return table
-
-
-def filled(page: str, table: Table, stamp: str) -> str:
-    """Return the page with its table made anew."""
-    before, _, rest = page.partition(OPENING)
-    _, _, after = rest.partition(CLOSING)
-    _, _, body = table.markdown().partition("\n\n")
-    return f"{before}{OPENING}\n{body}\n{stamp}\n{CLOSING}{after}"
 
 
 def _row(name: str, scheme: str, calib: Path, output: Path) -> list[str]:

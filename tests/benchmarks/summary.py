@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-OPENING, CLOSING = "<!-- results -->", "<!-- end -->"
+from tests.benchmarks import table
+
+PART = "results"
 HEAD = (
     "| model | float | best of ONNX Runtime's tool | NNCF | qcompile "
     "| speed, best peer | speed, qcompile |\n| --- | --- | --- | --- | --- | --- | --- |"
@@ -25,13 +27,11 @@ def filled(readme: str, accuracy: str, speed: str, stamp: str) -> str:
         speed: The same.
         stamp: When and on what the speed was measured.
     """
-    before, _, rest = readme.partition(OPENING)
-    _, _, after = rest.partition(CLOSING)
     scores, ratios = rows(accuracy), rows(speed)
     names = [*scores, *(name for name in ratios if name not in scores)]
     lines = [_line(name, scores.get(name), ratios.get(name)) for name in names]
     said = f"One thread; speed is the ratio to the float model. {stamp}"
-    return f"{before}{OPENING}\n{HEAD}\n" + "\n".join(lines) + f"\n\n{said}\n{CLOSING}{after}"
+    return table.filled(readme, PART, f"{HEAD}\n" + "\n".join(lines) + f"\n\n{said}")
 
 
 def rows(section: str) -> dict[str, list[str]]:

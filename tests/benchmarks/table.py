@@ -1,6 +1,20 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and their places in pages."""
 
 from dataclasses import dataclass, field
+
+CLOSING = "<!-- end -->"
+
+
+def opening(part: str) -> str:
+    """Return the mark before a part of a page; ``CLOSING`` is the one behind it."""
+    return f"<!-- {part} -->"
+
+
+def filled(page: str, part: str, text: str) -> str:
+    """Return a page with a part of it made anew."""
+    before, _, rest = page.partition(opening(part))
+    _, _, after = rest.partition(CLOSING)
+    return f"{before}{opening(part)}\n{text}\n{CLOSING}{after}"
 
 
 @dataclass
@@ -21,3 +35,8 @@ class Table:
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
         return f"## {self.title}\n\n{body}\n"
+
+    def within(self, page: str, part: str, stamp: str) -> str:
+        """Return a page with the table, untitled, in a part of it."""
+        _, _, body = self.markdown().partition("\n\n")
+        return filled(page, part, f"{body}\n{stamp}")
