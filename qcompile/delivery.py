@@ -1,19 +1,22 @@
 """From the rewritten ONNX file to what runs on the device, for each kind of target."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qcompile import cuda, mobile, tensorrt_engine
 from qcompile.data import Split
+from qcompile.errors import RecipeError
 from qcompile.frontend import Loaded
 from qcompile.lint.rule import FLAVOURS
 from qcompile.profiles import profiles_of
 from qcompile.progress import StageLog
-from qcompile.recipe import Recipe, TensorRT
+from qcompile.recipe import Gates, Recipe, TensorRT
 from qcompile.report.schema import Delivery
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import as_on_arm
 from qcompile.runtime.provider import Engine
-from qcompile.targets.profiles import Profile
+from qcompile.samples import Feeds, Samples
+from qcompile.targets.profiles import Profile, fits, shown
 from qcompile.targets.target import Target
 from qcompile.tensorrt_engine import EngineJob
 from qcompile.written import Delivered, Written
@@ -43,15 +46,42 @@ def shapes_for(
     """Return the shapes that the engine is built for, by input; refuse a model it cannot take.
 
     Raises:
-        RecipeError: The shapes contradict the model, or are not known.
+        RecipeError: The shapes contradict the model, are not known, or fit no sample that a gate
+            could be judged on.
         EngineError: The target has not what the float model needs.
     """
     if target.name == "ort-cuda" and device == "tensorrt":
-        return profiles_of(recipe.tensorrt.shapes, loaded, data, log)
-    if target.name not in FLAVOURS:
+        found = profiles_of(recipe.tensorrt.shapes, loaded, data, log)
+    elif target.name in FLAVOURS:
+        found = tensorrt_engine.shapes_for(target.name, recipe, device, loaded, data, log)
+    else:
         return {}
-    about = recipe, device, loaded, data, log
-    return tensorrt_engine.shapes_for(target.name, *about)
+    if target.name != tensorrt_engine.RTX:  # simulated alone, and so are its gates
+        _check_judges(recipe.gates, data, found)
+    return found
+
+
+def _check_judges(gates: Gates, data: Split, profiles: Mapping[str, Profile]) -> None:
+    """Check that the device will have a sample to judge its gates on.
+
+    Raises:
+        RecipeError: All are outside of the engine's shapes.
+    """
+    asked = gates.model_dump(exclude_none=True, exclude={"allow_slower", "max_drop"})
+    samples = data.evaluation
+    if not asked or samples is None or any(fits(feeds, profiles) for feeds in _each(samples)):
+        return
+    name, profile = next((n, p) for n, p in profiles.items() if not fits(samples[0], {n: p}))
+    found, least, most = (shown(s) for s in (samples[0][name].shape, profile.min, profile.max))
+    raise RecipeError(
+        f"--{next(iter(asked)).replace('_', '-')} is judged on the device, but no sample has "
+        f"shapes that the engine takes: {name} is {found}, --shapes goes from {least} to {most}; "
+        "give samples of such shapes (--eval), or other --shapes"
+    )
+
+
+def _each(samples: Samples) -> Iterator[Feeds]:
+    return (samples[index] for index in range(len(samples)))
 
 
 def deliver(target: Target, written: Written) -> Delivered:

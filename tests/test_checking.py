@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> Path:
             "--trt-version: TensorRT for RTX counts versions of its own; leave it out",
         ),
         ({"shapes": "x"}, "--shapes 'x': write name:MIN,OPT,MAX"),
-        ({"shapes": "z:1,2,3"}, "--shapes z: the model has no such input: x"),
+        ({"shapes": "z:1,2,3"}, "--shapes z: no such input; there are: x"),
         ({"shapes": "x:1,2,3"}, "--shapes x: 1 has 1 dimensions"),
         ({"shapes": "x:1x16x8x9,1x16x8x9,1x16x8x9"}, "--shapes x: dimension 3 of 1x16x8x9 is 9"),
     ],

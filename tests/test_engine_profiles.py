@@ -74,7 +74,7 @@ def test_no_more_samples_than_needed_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ("z:1x4x2,1x4x2,1x4x2", "--shapes z: the model has no such input: x"),
+        ("z:1x4x2,1x4x2,1x4x2", "--shapes z: no such input; there are: x"),
         ("x:1x4,1x4,1x4", "--shapes x: 1x4 has 2 dimensions, the model's input (Nx4xH) has 3"),
         ("x:1x5x2,1x5x2,1x5x2", "dimension 1 of 1x5x2 is 5, but the model fixes it to 4"),
         ("x:2x4x2,1x4x2,3x4x2", "it must not shrink"),

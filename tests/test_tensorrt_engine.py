@@ -16,7 +16,16 @@ from qcompile.runtime import rtx, tensorrt
 from qcompile.runtime.rtx_library import is_installed
 from qcompile.tensorrt_engine import RUN, UNSEEN, UNTIMED
 from tests.emit.bundles import use_stand_ins
-from tests.tiny import build, convs, products, weight, write_net, write_samples
+from tests.tiny import (
+    CONV_WEIGHTS,
+    CONVS,
+    build,
+    convs,
+    products,
+    weight,
+    write_net,
+    write_samples,
+)
 
 needs_rtx = pytest.mark.skipif(
     is_installed() is None, reason="TensorRT for RTX is not installed: extra [tensorrt-rtx]"
@@ -132,6 +141,23 @@ def refused(path: Path, target: str) -> str:
 def test_an_operator_that_tensorrt_lacks_is_named_before_calibration(tmp_path, target):
     message = "TensorRT would refuse the model: odd: TensorRT's parser has no Det"
     assert refused(odd(tmp_path, "Det(a)"), target).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "device", [{"target": "tensorrt"}, {"target": "ort-cuda", "ep": "tensorrt"}]
+)
+def test_a_gate_that_no_sample_fits_is_refused_before_calibration(tmp_path, device):
+    path = write_net(tmp_path / "net.onnx", "float[N,16,8,8] x", CONVS[1], **CONV_WEIGHTS)
+    write_samples(tmp_path / "data", x=(1, 16, 8, 8))
+    wished = {**device, "tensorrt": {"shapes": "x:2x16x8x8,4x16x8x8,8x16x8x8"}}
+    with pytest.raises(RecipeError) as found:
+        build(path, gates={"min_sqnr": 10.0}, **wished)
+    assert str(found.value).startswith(
+        "--min-sqnr is judged on the device, but no sample has shapes that the engine takes: "
+        "x is 1x16x8x8, --shapes goes from 2x16x8x8 to 8x16x8x8"
+    )
+    _, heard = build(path, **wished)
+    assert "samples.npz is empty: the engine will be built, but not compared" in heard.notices
 
 
 @needs_rtx

@@ -21,7 +21,7 @@ from qcompile.errors import OutputError
 from qcompile.progress import Progress
 from qcompile.recipe import Gates
 from qcompile.samples import Array, Feeds, Port, Samples, content_order
-from qcompile.targets.profiles import Profile
+from qcompile.targets.profiles import Profile, fits
 
 HELPERS = ("engine_figures.py", "engine_request.py", "engine_timing.py")
 """Of both scripts; they need numpy alone."""
@@ -141,18 +141,6 @@ def _described(request: DeviceRequest, samples: int) -> str:
     return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
 
 
-def _inside(feeds: Feeds, profiles: Mapping[str, Profile]) -> bool:
-    """Return whether an engine with these profiles takes the sample."""
-    return all(
-        len(feeds[name].shape) == len(profile.min)
-        and all(
-            least <= size <= most
-            for least, size, most in zip(profile.min, feeds[name].shape, profile.max, strict=True)
-        )
-        for name, profile in profiles.items()
-    )
-
-
 def _write_samples(
     path: Path, request: DeviceRequest, samples: Samples, reference: Runner, progress: Progress
 ) -> int:
@@ -162,7 +150,7 @@ def _write_samples(
     with zipfile.ZipFile(path, "w") as archive:
         for index in content_order(samples):
             feeds = samples[index]
-            if not _inside(feeds, request.profiles):
+            if not fits(feeds, request.profiles):
                 outside += 1
                 continue
             arrays = dict(_arrays(count, request, feeds, reference(feeds)))

@@ -240,7 +240,7 @@ def _sqnr_gate(wanted: float, worst: dict[str, Any] | None) -> dict[str, Any]:
 def _agreement_gate(wanted: float, lowest: dict[str, Any] | None) -> dict[str, Any]:
     result = {"name": "min-agreement", "wanted": wanted, "measured": None, "passed": False}
     if lowest is None:
-        return {**result, "note": "no output holds class scores"}
+        return {**result, "note": "no sample with class scores was compared"}
     note = f"top-1 of output {lowest['output']!r}, {lowest['count']} decisions"
     passed = lowest["share"] >= wanted
     return {**result, "measured": lowest["share"], "passed": passed, "note": note}

@@ -15,7 +15,7 @@ from qcompile.emit.device_files import DeviceRequest, Runner, write_device_files
 from qcompile.errors import RecipeError
 from qcompile.progress import Progress
 from qcompile.samples import Port, Samples
-from qcompile.targets.profiles import Profile, Shape, check_profiles
+from qcompile.targets.profiles import Profile, check_profiles, shown
 
 _LEVELS = {"ampere+": "ampere+", "same": "sameComputeCapability"}
 
@@ -138,7 +138,7 @@ def _flags(request: EngineRequest) -> Iterator[str]:
     if request.version < 11:
         yield "--stronglyTyped"  # 11 knows nothing else
     for index, name in enumerate(("minShapes", "optShapes", "maxShapes")):
-        shapes = [f"{key}:{_crossed(p[index])}" for key, p in request.profiles.items()]
+        shapes = [f"{key}:{shown(p[index])}" for key, p in request.profiles.items()]
         if shapes:
             yield f"--{name}={','.join(shapes)}"
     if options.workspace_bytes is not None:
@@ -158,7 +158,3 @@ def _flags(request: EngineRequest) -> Iterator[str]:
     yield "--profilingVerbosity=detailed"
     yield "--exportLayerInfo=layers.json"
     yield "--skipInference"
-
-
-def _crossed(shape: Shape) -> str:
-    return "x".join(map(str, shape))

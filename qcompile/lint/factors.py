@@ -1,4 +1,4 @@
-"""Rules L21, L26, L36, L41 and L47: which factors of a weighted node are codes, of what type."""
+"""Rules L21, L26, L36, L41, L47 and L48: which factors of a weighted node are codes, and how."""
 
 from collections.abc import Iterator
 
@@ -11,8 +11,9 @@ from qcompile.lint.operands import (
     track_axis,
     weighted_nodes,
 )
-from qcompile.lint.qdq import CODES, Form, axis, dtype, form, label
+from qcompile.lint.qdq import CODES, Form, axis, dtype, form, label, scale
 from qcompile.lint.rule import Place, Rule, Setting, Severity
+from qcompile.lint.scales import depends_on_inputs
 
 _INT4 = ir.DataType.INT4
 
@@ -139,6 +140,25 @@ def _quantized_deconvolution(model: ir.Model, setting: Setting) -> Iterator[Plac
             )
 
 
+def _computed_scale_of_convolution(model: ir.Model, setting: Setting) -> Iterator[Place]:
+    if setting.flavour != "tensorrt-rtx":
+        return
+    for weighted in weighted_nodes(model):
+        if weighted.node.op_type != "Conv":
+            continue
+        data, weight = weighted.data.dequantize, weighted.weight.dequantize
+        if data is None or weight is None:
+            continue
+        scales = (value for value in (scale(data), scale(weight)) if value is not None)
+        computed = next(filter(depends_on_inputs, scales), None)
+        if computed is not None:
+            yield Place(
+                label(weighted.node),
+                f"scale {computed.name} is computed while the engine runs: the builder crashes; "
+                "calibrate a constant, or leave the convolution in float",
+            )
+
+
 L21 = Rule(
     "L21",
     "both factors of a Conv, MatMul or Gemm are quantized, or neither (or only a MatMul's weight)",
@@ -179,4 +199,12 @@ L47 = Rule(
     Severity.ERROR,
     "experiment, TensorRT-RTX 1.7.1: the builder refuses INT8 with FP8, and INT4 with FP8",
     _mixed_codes,
+)
+L48 = Rule(
+    "L48",
+    "the codes that a Conv multiplies have constant scales (TensorRT-RTX)",
+    Severity.ERROR,
+    "experiment, TensorRT-RTX 1.7.1: the builder crashes for INT8 and FP8; not with one float "
+    "factor, and not for ConvTranspose and MatMul",
+    _computed_scale_of_convolution,
 )

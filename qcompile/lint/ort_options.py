@@ -159,10 +159,11 @@ def _made_by_onnxruntime(model: ir.Model, _setting: Setting) -> Iterator[Place]:
         return
     nodes = list(qdq_nodes(model))
     points = [numbers(zero_point(node)) for node in nodes if is_quantize(node)]
+    operators = any(node.op_type.startswith("QLinear") for node in model.graph)
     wanted = {
-        "QuantizeBias=False": any(
-            is_dequantize(node) and code_type(node) is ir.DataType.INT32 for node in nodes
-        ),
+        "quant_format=QuantFormat.QDQ": operators,
+        "QuantizeBias=False": operators  # their biases are int32, in whatever format
+        or any(is_dequantize(node) and code_type(node) is ir.DataType.INT32 for node in nodes),
         "ActivationSymmetric=True": any(p is not None and p.any() for p in points),
         "activation_type=QuantType.QInt8": any(
             dtype(zero_point(node)) is ir.DataType.UINT8 for node in nodes if is_quantize(node)

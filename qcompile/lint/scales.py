@@ -125,10 +125,10 @@ def _odd_count(model: ir.Model, _setting: Setting) -> Iterator[Place]:
 def _computed_scale(model: ir.Model, setting: Setting) -> Iterator[Place]:
     for node in qdq_nodes(model):
         value = scale(node)
-        if value is None or not _depends_on_inputs(value):
+        if value is None or not depends_on_inputs(value):
             continue
         cost = (
-            "the builder crashes on a convolution and computes products in float"
+            "products compute in float"
             if setting.flavour == "tensorrt-rtx"
             else "TensorRT before 10.13 refuses it, later versions may compute in float"
         )
@@ -138,7 +138,8 @@ def _computed_scale(model: ir.Model, setting: Setting) -> Iterator[Place]:
         )
 
 
-def _depends_on_inputs(value: ir.Value) -> bool:
+def depends_on_inputs(value: ir.Value) -> bool:
+    """Say whether a scale is computed while the engine runs; those of dynamic blocks may be."""
     waiting, seen = [value], {value}
     while waiting:
         value = waiting.pop()
@@ -239,8 +240,8 @@ RULES = (
         "L27",
         "scales are constants",
         Severity.FLOAT,
-        f"{_TRIED}: Conv crashes the builder, MatMul runs in float, constant expressions are "
-        f"folded; {_HEADER}: allowed since 10.13",
+        f"{_TRIED}: MatMul runs in float (of Conv see L48), constant expressions are folded; "
+        f"{_HEADER}: allowed since 10.13",
         _computed_scale,
     ),
     Rule(

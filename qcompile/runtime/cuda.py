@@ -14,7 +14,7 @@ from qcompile.frozen import Frozen
 from qcompile.recipe import TensorRT
 from qcompile.runtime.provider import CPU, Provider
 from qcompile.runtime.tensorrt import has_gpu
-from qcompile.targets.profiles import Profile, Shape
+from qcompile.targets.profiles import Profile, shown
 
 NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 """Name of a device of the target to that of its provider."""
@@ -168,11 +168,7 @@ def _shapes(profiles: Mapping[str, Profile]) -> dict[str, str]:
         return {}
     return {
         f"trt_profile_{kind}_shapes": ",".join(
-            f"{name}:{_crossed(profile[index])}" for name, profile in profiles.items()
+            f"{name}:{shown(profile[index])}" for name, profile in profiles.items()
         )
         for index, kind in enumerate(("min", "opt", "max"))
     }
-
-
-def _crossed(shape: Shape) -> str:
-    return "x".join(map(str, shape))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from qcompile.errors import RecipeError
+from qcompile.samples import Feeds
 
 Shape = tuple[int, ...]
 
@@ -25,6 +26,23 @@ class Profile(NamedTuple):
     min: Shape
     opt: Shape
     max: Shape
+
+
+def shown(shape: Shape) -> str:
+    """Return a shape as ``--shapes`` and trtexec write it: 1x3x32x32."""
+    return "x".join(map(str, shape))
+
+
+def fits(feeds: Feeds, profiles: Mapping[str, Profile]) -> bool:
+    """Return whether an engine with these profiles takes a sample."""
+    return all(
+        len(feeds[name].shape) == len(profile.min)
+        and all(
+            least <= size <= most
+            for least, size, most in zip(profile.min, feeds[name].shape, profile.max, strict=True)
+        )
+        for name, profile in profiles.items()
+    )
 
 
 def parse_profiles(text: str) -> dict[str, Profile]:
@@ -84,24 +102,24 @@ def check_profiles(
     """
     for name, profile in profiles.items():
         if name not in inputs:
-            raise RecipeError(f"--shapes {name}: the model has no such input: {', '.join(inputs)}")
+            raise RecipeError(f"--shapes {name}: no such input; there are: {', '.join(inputs)}")
         dims = inputs[name]
         if dims is not None:
             _check_fits(name, profile, dims)
 
 
 def _check_fits(name: str, profile: Profile, dims: Sequence[int | str | None]) -> None:
-    shown = "x".join(str(dim if dim is not None else "?") for dim in dims)
+    fixed = "x".join(str(dim if dim is not None else "?") for dim in dims)
     for shape in profile:
-        given = "x".join(map(str, shape))
+        given = shown(shape)
         if len(shape) != len(dims):
             raise RecipeError(
                 f"--shapes {name}: {given} has {len(shape)} dimensions, the model's input "
-                f"({shown}) has {len(dims)}"
+                f"({fixed}) has {len(dims)}"
             )
         for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
             if isinstance(dim, int) and size != dim:
                 raise RecipeError(
                     f"--shapes {name}: dimension {axis} of {given} is {size}, but the model fixes "
-                    f"it to {dim} ({shown})"
+                    f"it to {dim} ({fixed})"
                 )

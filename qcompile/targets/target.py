@@ -136,6 +136,14 @@ class Device:
     placement: Placement = Placement.ISLANDS
     kernels: Mapping[tuple[str, str], frozenset[str]] | None = None
 
+    def has(self, scheme: str) -> bool:
+        """Say whether it takes what a scheme is made of; the target may lack the scheme yet."""
+        taken = {"int8": self.int8, "fp8": self.fp8}
+        if scheme in taken:
+            return taken[scheme] is not None
+        flags = {"int8-dynamic": self.dynamic, "weight-only": self.few_bits}
+        return flags.get(scheme, scheme in self.halves)
+
 
 @dataclass(frozen=True)
 class Width:
@@ -224,17 +232,19 @@ class Target:
         """Return the schemes that the target has, on one device or at all."""
         devices = self._devices(device) if device else tuple(self.devices.values())
         some = all if device else any
-        found = {
-            "int8": bool(self.static) and some(d.int8 is not None for d in devices),
-            "int8-dynamic": bool(self.dynamic)
-            and (not devices or some(d.dynamic for d in devices)),
-            "weight-only": self.weight_only is not None
-            and (not devices or some(d.few_bits for d in devices)),
-            "fp8": bool(self.static) and some(d.fp8 is not None for d in devices),
-            "fp16": bool(devices) and some("fp16" in d.halves for d in devices),
-            "bf16": bool(devices) and some("bf16" in d.halves for d in devices),
+        tables = {
+            "int8": bool(self.static),
+            "int8-dynamic": bool(self.dynamic),
+            "weight-only": self.weight_only is not None,
+            "fp8": bool(self.static),
+            "fp16": bool(devices),
+            "bf16": bool(devices),
         }
-        return tuple(scheme for scheme, there in found.items() if there)
+        return tuple(
+            scheme
+            for scheme, there in tables.items()
+            if there and (not devices or some(d.has(scheme) for d in devices))
+        )
 
     def on(self, device: str) -> "Target":
         """Return the target with the rules of one device."""
@@ -266,7 +276,8 @@ class Target:
             place += f" {self.device_option} {device}"
         if scheme in self.schemes():
             place += "" if device != ANY else f" without {self.device_option}"
-            why = next((f" ({d.why})" for d in devices if d.why), "")
+            lacking = (d for d in devices if d.why and not d.has(scheme))
+            why = next((f" ({d.why})" for d in lacking), "")
         has = ", ".join(OPTIONS[found] for found in there)
         raise RecipeError(f"{place} has no scheme {scheme}{why}; it has: {has}")
 

@@ -36,20 +36,22 @@ FP8 = Types(
 )
 
 _NO_FP8 = "FP8 needs compute capability 8.9 or later"
-_FULL = Device(INT8, FP8, ("fp16", "bf16"))
+_NO_FP4 = "no FP4: its blocks of 16 have scales found while running, no calibration fits that"
+_ADA = Device(INT8, FP8, ("fp16", "bf16"))
+_BLACKWELL = replace(_ADA, why=_NO_FP4)
 _DEVICES: Mapping[str, Device] = {
     ANY: Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 8.0: say which it is"),
     "75": Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 and weights of int4 8.0", few_bits=False),
     "80": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
     "86": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
     "87": Device(INT8, None, ("fp16", "bf16"), _NO_FP8),
-    "89": _FULL,
-    "90": _FULL,
-    "100": _FULL,
-    "103": _FULL,
-    "110": _FULL,
-    "120": _FULL,
-    "121": _FULL,
+    "89": _ADA,
+    "90": _ADA,
+    "100": _BLACKWELL,
+    "103": _BLACKWELL,
+    "110": _BLACKWELL,
+    "120": _BLACKWELL,
+    "121": _BLACKWELL,
 }
 
 

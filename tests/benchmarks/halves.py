@@ -4,8 +4,10 @@ Engines are really built with TensorRT for RTX; what they compute is simulated i
 optimizations off, on all evaluation samples of each model.
 """
 
+import itertools
 import shutil
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,26 +19,66 @@ from qcompile.halves import stand_in
 from qcompile.plan import read_plan
 from qcompile.report.schema import Report
 from qcompile.runtime.ort import Session
-from tests.benchmarks import engines, suite
-from tests.benchmarks.table import Table
+from tests.benchmarks import engines, suite, weights
+from tests.benchmarks.table import CLOSING, Table, opening
 
+PART = "halves"
 SCHEMES = ("fp16", "bf16", "fp8")
+MODELS = tuple(dict.fromkeys([*suite.GOALS, *weights.MODELS]))
+PACKAGES = ("tensorrt_rtx_cu13_bindings", "onnxruntime", "onnx", "onnx-ir", "numpy")
 THREADS = 2
 COLUMNS = ["model", "scheme", "float", "simulated", "SQNR, dB", "in fp32", "on codes", "MB"]
 
 
-def measure(work: Path, names: Sequence[str]) -> Table:
-    """Build and score all schemes of the named models; return the table."""
-    table = Table("Halves", COLUMNS)
+def update(
+    page: Path, work: Path, names: Sequence[str], schemes: Sequence[str], stamp: str
+) -> None:
+    """Measure the named models and write each row into the page as soon as it is known.
+
+    Rows of other models and schemes stay, and so does the line that says how they were measured.
+    """
+    rows, stamps = rows_of(page.read_text("utf-8"))
+    left = rows.keys() - set(itertools.product(names, schemes))
+    stamps = list(dict.fromkeys([*stamps, stamp] if left else [stamp]))
     for name in names:
         shutil.rmtree(work / "halves", ignore_errors=True)
         calib = engines.sample_folder(suite.calibration(name), work / f"{name}-calib")
         reference = f"{_score(name, suite.model_path(name)):.4g}"
-        for scheme in SCHEMES:
-            first = scheme == SCHEMES[0]
-            cells = _row(name, scheme, calib, work / "halves")
-            table.add(name if first else "", scheme, reference if first else "", *cells)
+        for scheme in schemes:
+            rows[name, scheme] = [reference, *_row(name, scheme, calib, work / "halves")]
+            print(" | ".join([name, scheme, *rows[name, scheme]]), flush=True)
+            made = table_of(rows).within(page.read_text("utf-8"), PART, "\n".join(stamps))
+            page.write_text(made, "utf-8")
+
+
+def rows_of(page: str) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
+    """Return the rows of a page, by model and scheme, and the lines below them."""
+    _, _, rest = page.partition(opening(PART))
+    lines = [line for line in rest.partition(CLOSING)[0].splitlines() if line]
+    rows: dict[tuple[str, str], list[str]] = {}
+    name = reference = ""
+    for line in lines[2:]:
+        if line.startswith("|"):
+            first, scheme, told, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            name, reference = first or name, told or reference
+            rows[name, scheme] = [reference, *cells]
+    return rows, [line for line in lines if not line.startswith("|")]
+
+
+def table_of(rows: dict[tuple[str, str], list[str]]) -> Table:
+    """Return the table; what all rows of a model share stands in the first of them."""
+    table = Table("Halves", COLUMNS)
+    by_model = itertools.groupby(sorted(rows, key=_place), key=itemgetter(0))
+    for name, keys in by_model:
+        for index, key in enumerate(keys):
+            reference, *cells = rows[key]
+            table.rows.append(["" if index else name, key[1], "" if index else reference, *cells])
     return table
+
+
+def _place(key: tuple[str, str]) -> tuple[int, int]:
+    name, scheme = key
+    return MODELS.index(name), SCHEMES.index(scheme)
 
 
 def _row(name: str, scheme: str, calib: Path, output: Path) -> list[str]:

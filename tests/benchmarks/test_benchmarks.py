@@ -5,8 +5,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from tests.assets import needs_assets
-from tests.benchmarks import models, scoring, speed, suite, summary
+from tests.assets import ROOT, needs_assets
+from tests.benchmarks import halves, models, scoring, speed, suite, summary
 from tests.benchmarks.engines import sample_folder
 from tests.benchmarks.scoring import Measured
 from tests.benchmarks.table import Table
@@ -112,6 +112,15 @@ def test_table_in_markdown(capsys):
     table.add("1", "2")
     assert table.markdown() == "## T\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     assert capsys.readouterr().out == "1 | 2\n"
+
+
+def test_the_page_of_halves_has_all_rows_as_the_benchmark_writes_them():
+    page = (ROOT / "docs" / "halves.md").read_text("utf-8")
+    rows, stamps = halves.rows_of(page)
+    assert list(rows) == [(name, scheme) for name in halves.MODELS for scheme in halves.SCHEMES]
+    assert all(all(cells) for cells in rows.values())
+    mixed = dict(sorted(rows.items(), key=lambda row: row[1]))
+    assert halves.table_of(mixed).within(page, halves.PART, "\n".join(stamps)) == page
 
 
 def test_the_readme_shows_the_best_of_the_peers():

@@ -101,7 +101,7 @@ def test_a_gate_that_nothing_can_judge_is_missed(tmp_path, cuda):
     folder = bundle(tmp_path / "b", gates=Gates(min_agreement=0.1), data=InMemory([]))
     done, result = run(folder, **cuda)
     assert done.returncode == 3
-    assert result["gates"][0]["note"] == "no output holds class scores"
+    assert result["gates"][0]["note"] == "no sample with class scores was compared"
     assert "holds no samples" in done.stdout
 
 

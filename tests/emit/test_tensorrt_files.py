@@ -132,7 +132,7 @@ def request_of(*ports):
     ("profiles", "said"),
     [
         ({}, "input x has dynamic dimensions: give its shapes as --shapes x:MIN,OPT,MAX"),
-        ({**PROFILE, "z": PROFILE["x"]}, "no such input: x"),
+        ({**PROFILE, "z": PROFILE["x"]}, "no such input; there are: x"),
         ({"x": Profile((1, 16), (1, 16), (1, 16))}, "has 2 dimensions"),
         ({"x": Profile((1, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 8))}, "the model fixes it to 16"),
     ],

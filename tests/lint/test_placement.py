@@ -1,4 +1,4 @@
-"""L21, L26, L36, L41, L47: which factors of a weighted node are codes."""
+"""L21, L26, L36, L41, L47, L48: which factors of a weighted node are codes, and how."""
 
 from typing import Any
 
@@ -167,6 +167,24 @@ def deconvolution(*, quantized: bool = True) -> ir.Model:
     return net.model(net.op("ConvTranspose", net.qdq(x), weight))
 
 
+# L48
+
+
+def computed_scale(
+    kind: str = "Conv", *, pooled: bool = False, weight: bool = True, dtype: Any = np.int8
+) -> ir.Model:
+    """The scale of what a convolution reads is the largest number of the input."""
+    net = Net()
+    x = net.input(IMAGE)
+    data = net.qdq(x, net.op("ReduceMax", net.op("Abs", x), keepdims=0), zeros(dtype=dtype))
+    if pooled:
+        data = net.op("MaxPool", data, kernel_shape=[2, 2])
+    stored = net.weight(
+        codes(16, 16, 3, 3, dtype=dtype, limit=7), steps(16), axis=int(kind != "Conv")
+    )
+    return net.model(net.op(kind, data, stored if weight else reals(16, 16, 3, 3)))
+
+
 BREAKS: Cases = {
     "L21": (
         case(float_weight),
@@ -191,6 +209,11 @@ BREAKS: Cases = {
     ),
     "L41": (case(deconvolution, setting=RTX),),
     "L47": (case(mixed, np.int8, fp8), case(mixed, fp8, np.int8), case(mixed, fp8, int4)),
+    "L48": (
+        case(computed_scale, also={"L27"}, setting=RTX),
+        case(computed_scale, pooled=True, also={"L27"}, setting=RTX),
+        case(computed_scale, dtype=fp8, also={"L27"}, setting=RTX),
+    ),
 }
 KEEPS: Cases = {
     "L21": (
@@ -215,7 +238,16 @@ KEEPS: Cases = {
         case(mixed, fp8, fp8),
         case(mixed, np.uint8, np.int8),  # L06 and L07
     ),
+    "L48": (
+        case(conv, setting=RTX),
+        case(computed_scale, "ConvTranspose", setting=RTX),
+        case(computed_scale, weight=False, setting=RTX),
+    ),
 }
+
+
+def test_of_tensorrt_it_is_not_known_whether_a_computed_scale_crashes() -> None:
+    assert {finding.rule for finding in found(computed_scale())} == {"L27"}
 
 
 def test_the_float_factor_is_named() -> None:

@@ -84,6 +84,12 @@ def test_what_its_options_lead_to(made: dict[str, Path], name: str) -> None:
     assert errors(made[name]) == MADE[name][1]
 
 
+def test_all_that_must_be_set_is_named(made: dict[str, Path]) -> None:
+    wanted = ["quant_format=QuantFormat.QDQ", "QuantizeBias=False", "ActivationSymmetric=True"]
+    told = {f.rule: f.what for f in found(loaded(made["operators"]), SETTING)}["L46"]
+    assert told.endswith(f"quantize again with {', '.join(wanted)}")
+
+
 def test_dynamic_models_have_operators_that_the_parser_lacks(made: dict[str, Path]) -> None:
     assert errors(made["dynamic"]) == {"L24"}
 

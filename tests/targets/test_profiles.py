@@ -86,5 +86,5 @@ def test_profiles_that_contradict_a_model(dims: tuple[int | str, ...], message: 
 
 
 def test_a_profile_of_no_input() -> None:
-    with pytest.raises(RecipeError, match="--shapes input: the model has no such input: x, mask"):
+    with pytest.raises(RecipeError, match="--shapes input: no such input; there are: x, mask"):
         check_profiles({"input": IMAGE}, {"x": (1,), "mask": (1,)})

@@ -125,6 +125,7 @@ def has(schemes: str) -> str:
             f"8.9 or later); it has: {has('int8 weight-only fp16 bf16')}",
         ),
         (TENSORRT, "fp8", "86,89", "--target tensorrt --sm 86,89 has no scheme fp8"),
+        (TENSORRT, "fp8", "100,86", "--sm 100,86 has no scheme fp8 (FP8 needs compute capability"),
         (TENSORRT, "bf16", ANY, "--target tensorrt without --sm has no scheme bf16 ("),
         (TENSORRT, "int8", "88", "--sm 88: tensorrt has no such device; there are: 75, 80, 86, 87"),
         (TENSORRT, "int8", "87,88", "--sm 88: tensorrt has no such device"),
