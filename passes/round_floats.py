@@ -1,5 +1,6 @@
 """What a graph in half precision computes, for a runtime without kernels in that type."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,9 @@ from qcompile.graph.edit import Names, add_cast, lazy_tensor
 from qcompile.graph.halves import HALVES, MOVES
 from qcompile.graph.protocol import Effect, Fact, GraphPass
 from qcompile.graph.walk import all_nodes, is_op, subgraphs
+
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "precision", "softmax_precision")
+"""Attributes that name the type of a result, or the one that is computed in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class RoundFloats(GraphPass):
         constants = [v for v in constants if not v.is_graph_input()]
         writer = _Writer(model, half)
         for value in constants:
-            _widen_constant(value)
+            widen_constant(value)
         for value in found:
             writer.widen(value)
         return bool(found or constants)
@@ -62,8 +66,8 @@ class _Writer:
         """Let the readers of a value see its numbers as float32."""
         maker, readers = value.producer(), list(value.uses())
         exported = maker is not None and value.is_graph_output()
-        if maker is not None:
-            _set_attributes(maker, self.half)
+        if maker is not None and not is_op(maker, "Cast"):  # a Cast rounds, and stays
+            widen_attributes(maker, (self.half,))
         if not value.name or (is_op(maker, *MOVES) and not exported):  # left out, or moved
             value.type = ir.TensorType(ir.DataType.FLOAT)
             return
@@ -93,20 +97,24 @@ class _Writer:
         return add_cast(self.graph, value, dtype, self.names.fresh(value, "Cast"), name)
 
 
-def _set_attributes(node: ir.Node, half: ir.DataType) -> None:
-    """Turn the attributes that name the half type to float32; a Cast rounds, and stays."""
-    if is_op(node, "DequantizeLinear") and node.attributes.get_int("output_dtype", 0) == half:
-        node.attributes["output_dtype"] = ir.AttrInt64("output_dtype", int(ir.DataType.FLOAT))
-    if is_op(node, "LayerNormalization") and node.attributes.get_int("stash_type", 1) == half:
-        node.attributes["stash_type"] = ir.AttrInt64("stash_type", int(ir.DataType.FLOAT))
-    if is_op(node, "ConstantOfShape"):
-        fill = node.attributes["value"].as_tensor().numpy().astype(np.float32)
-        node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill))
+def widen_attributes(node: ir.Node, halves: Collection[ir.DataType]) -> None:
+    """Turn the attributes that name one of these half types to float32."""
+    for name in TYPE_ATTRIBUTES:
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.value in halves:
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+    if is_op(node, "ConstantOfShape", "Constant") and "value" in node.attributes:
+        tensor = node.attributes["value"].as_tensor()
+        if tensor.dtype in halves:
+            wide = ir.Tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+            node.attributes["value"] = ir.AttrTensor("value", wide)
 
 
-def _widen_constant(value: ir.Value) -> None:
+def widen_constant(value: ir.Value) -> None:
+    """Let an initializer hold the same numbers as float32, computed when they are read."""
     tensor = value.const_value
-    assert tensor is not None  # noqa: S101 - the caller asks for initializers
+    if tensor is None:  # of a body, it may be an input without one
+        return
 
     def compute() -> np.ndarray:
         return tensor.numpy().astype(np.float32)

@@ -1,8 +1,10 @@
 """What computes in float becomes half precision: the schemes fp16 and bf16, and remainders."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.data import Split
@@ -23,12 +25,14 @@ from qcompile.passes.name_values import NameValues
 from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.soften_masks import SoftenMasks
 from qcompile.plan import FLOATS, NodePlan, Plan
+from qcompile.planning.followed import check_plan
 from qcompile.planning.half import float32_nodes
-from qcompile.planning.plan import check_plan, wishes_of
+from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import with_ends
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import HighPrecision, Recipe
+from qcompile.samples import Port
 from qcompile.targets.target import Half, Target
 
 BF16_OPSET = 22
@@ -125,8 +129,12 @@ class Halves:
         }
 
 
-def stand_in(model: Path, half: Half, holds: frozenset[Fact]) -> ir.Model:
+def stand_in(
+    model: Path, half: Half, holds: frozenset[Fact], source: Collection[Port] = ()
+) -> ir.Model:
     """Return the graph that simulates a file of half precision; it reads and gives float32.
+
+    But for the ports that are float16 in the source: those stay so.
 
     ONNX Runtime has hardly any bfloat16 on CPU, and what lacks a float16 kernel computes there
     without rounding.
@@ -135,10 +143,12 @@ def stand_in(model: Path, half: Half, holds: frozenset[Fact]) -> ir.Model:
         model: What ``Halves`` made, as it was written.
         half: fp16 or bf16.
         holds: Facts that hold of it.
+        source: Inputs and outputs of the model that it was made of.
     """
     graph = ir.load(model)
     run_passes(graph, [RoundFloats(dtype=FLOAT_TYPES[half])], holds=holds)
-    _widen_ports(graph, HALVES[FLOAT_TYPES[half]].dtype)
+    kept = {port.name for port in source if port.dtype == np.float16}
+    _widen_ports(graph, HALVES[FLOAT_TYPES[half]].dtype, kept)
     return graph
 
 
@@ -223,10 +233,10 @@ def _why_neither(node: ir.Node, graph: ir.Graph) -> str:
     return "computes with no floats"
 
 
-def _widen_ports(model: ir.Model, half: ir.DataType) -> None:
-    """Let inputs and outputs of a half type be float32; numbers stay those of the half type."""
+def _widen_ports(model: ir.Model, half: ir.DataType, kept: Collection[str]) -> None:
+    """Let other ports of a half type be float32; numbers stay those of the half type."""
     graph, names = model.graph, Names(model)
-    for value in [v for v in graph.inputs if v.dtype == half]:
+    for value in [v for v in graph.inputs if v.dtype == half and v.name not in kept]:
         readers = list(value.uses())
         value.type = ir.TensorType(ir.DataType.FLOAT)
         rounded = _cast(value, half, names.fresh(value, "rounded"))
@@ -234,7 +244,7 @@ def _widen_ports(model: ir.Model, half: ir.DataType) -> None:
         for node, index in readers:
             node.replace_input_with(index, rounded)
     for index, value in enumerate(graph.outputs):
-        if value.dtype == half:
+        if value.dtype == half and value.name not in kept:
             name, value.name = str(value.name), names.fresh(value, "rounded")
             graph.outputs[index] = _cast(value, ir.DataType.FLOAT, name)
             graph.append(graph.outputs[index].producer())  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from typing import Any
 
 from qcompile.bundle import file_digest
 from qcompile.emit.single_file import check_output
-from qcompile.errors import OutputError
+from qcompile.errors import ModelError, OutputError
 from qcompile.progress import Progress, StageLog
 from qcompile.recipe import Recipe
 from qcompile.report.results import ExportReport
@@ -24,7 +24,7 @@ from qcompile.report.schema import PortFacts, TracedFacts
 from qcompile.source.torch_check import check_agreement
 from qcompile.source.torch_export import TorchModel, trace, write_model
 from qcompile.source.torch_library import torch_library
-from qcompile.torch_models import Options, file_name, open_model
+from qcompile.torch_models import HUGGING_FACE, Options, file_name, is_torch, open_model
 
 TOKENIZER = "tokenizer.json"
 
@@ -79,6 +79,7 @@ def export(  # noqa: PLR0913 (the command's options)
         QcompileError: Bad input, a module that cannot be traced, or an export that is wrong;
             nothing is written.
     """
+    _check_source(source)
     path, log = Path(output), StageLog(progress)
     check_output(path, force=force)
     try:
@@ -96,6 +97,24 @@ def export(  # noqa: PLR0913 (the command's options)
             traced=made.facts,
             notices=tuple(log.notices),
         )
+
+
+def _check_source(source: object) -> None:
+    """Refuse a file or folder that is no torch model, with or without torch.
+
+    Raises:
+        ModelError: It is one; says what it may have been meant for.
+    """
+    if is_torch(source):
+        return
+    path = Path(str(source))
+    if path.suffix.lower() == ".onnx":
+        reason = f"is ONNX already; qcompile build {source} makes an engine of it"
+    elif path.is_dir():
+        reason = f"is a folder; if it is a Hugging Face model, name it {HUGGING_FACE}{source}"
+    else:
+        reason = "is no torch model; give module:callable, file.py:callable, a .pt2 file or hf:DIR"
+    raise ModelError(f"{source}: {reason}")
 
 
 @contextmanager

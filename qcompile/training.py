@@ -14,22 +14,26 @@ from qcompile.frontend import Loaded, load
 from qcompile.progress import StageLog
 from qcompile.recipe import Qat, Recipe
 from qcompile.report.schema import TrainingFacts
-from qcompile.source.torch_export import TorchModel
+from qcompile.source.torch_export import TorchModel, rename_axes
 from qcompile.working import working_folder
+
+FROZEN = "was exported as it computes in inference: its batch norms and dropouts cannot train"
 
 
 def check_trainable(model: object, recipe: Recipe) -> None:
     """Refuse training of what cannot be trained, before anything is read.
 
     Raises:
-        RecipeError: The source is no module that the user's code makes, or the scheme is another.
+        RecipeError: The source is no module, or the scheme is another.
     """
     if recipe.scheme != "int8":
         raise RecipeError(f"--qat trains for int8, not for {recipe.scheme}")
     text = str(model) if isinstance(model, str | Path) else ""
-    if text.startswith("hf:") or text.endswith((".pt2", ".onnx")):
+    if text.endswith((".pt2", ".onnx")):
+        reason = "is a graph, no module" if text.endswith(".onnx") else FROZEN
         raise RecipeError(
-            f"--qat: {text} cannot be trained: name a function that makes the module, net.py:make"
+            f"--qat: {text} cannot be trained, for it {reason}: name a function that makes the "
+            "module, net.py:make"
         )
 
 
@@ -67,7 +71,7 @@ def trained(
         path = folder / loaded.path.name
         with log.stage("train"):
             done = train(
-                model.module,
+                model,
                 samples,
                 path,
                 recipe,
@@ -98,9 +102,15 @@ def trained(
 
 
 def _name_ports(path: Path, loaded: Loaded) -> None:
-    """Give inputs and outputs the names that they have in the float model."""
+    """Give inputs, outputs and dynamic axes the names that they have in the float model."""
     model = ir.load(path)
     ports = [*loaded.inputs, *loaded.outputs]
+    axes: dict[str, str] = {}
     for value, port in zip([*model.graph.inputs, *model.graph.outputs], ports, strict=True):
         value.name = port.name
+        for size, name in zip(value.shape or (), port.shape or (), strict=False):
+            symbol = None if isinstance(size, int) else str(size.value)
+            if symbol and symbol.isidentifier() and isinstance(name, str):
+                axes[symbol] = name
+    rename_axes(model, axes)
     ir.save(model, path)

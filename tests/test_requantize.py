@@ -153,6 +153,44 @@ def test_sixteen_bits_become_eight(folder: Path) -> None:
     assert (report.simulated.outputs[0].sqnr_db or 0) > 25
 
 
+def halved(source: Path, out: Path) -> Path:
+    """Write a model with all its floats, scales of codes included, in float16."""
+    model = onnx.load(source)
+    graph = model.graph
+    half = onnx.TensorProto.FLOAT16
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for port in (*graph.input, *graph.output):
+        port.type.tensor_type.elem_type = half
+    del graph.value_info[:]
+    model.opset_import[0].version = 19  # the first whose codes have scales in float16
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["qdq", "net"])
+def test_half_precision_is_widened_around_the_same_codes(folder: Path, name: str) -> None:
+    """float16 models get int8 layers as float32 ones do; ports stay, codes and grids, too."""
+    model, data = halved(folder / f"{name}.onnx", folder / f"{name}-half.onnx"), folder / "halves"
+    data.mkdir(exist_ok=True)
+    for number, sample in enumerate(samples_in(folder / "data")):
+        np.savez(data / f"{number}.npz", x=sample["x"].astype(np.float16))
+    out = folder / f"{name}-widened"
+    report = qcompile.build(model, calib=data, output=out, recipe=qcompile.Recipe(gates=LOOSE))
+    assert any("it was widened to float32" in notice for notice in report.notices)
+    assert report.kernels.expected == report.kernels.obtained != {}
+    assert report.engine.outputs[0].sqnr_db is not None
+    assert report.engine.outputs[0].sqnr_db > 30
+    assert [str(port.dtype) for port in Session(out / "model.onnx").inputs] == ["float16"]
+    if name == "qdq":
+        assert report.source is not None
+        assert (report.source.changes, report.source.dropped) == ((), 0)
+        assert kinds(out / "model.onnx", np.int8, 4) == kinds(model, np.int8, 4)
+
+
 def test_a_plan_of_a_quantized_source_can_be_given_back(folder: Path) -> None:
     build(folder / "qdq.onnx", folder / "planned")
     plan = folder / "planned" / "plan.json"
@@ -225,6 +263,94 @@ def test_floats_come_back(folder: Path) -> None:
     with pytest.raises(ModelError, match="float model already"):
         dequantize(folder / "qdq-float.onnx", folder / "none.onnx")
     assert not (folder / "none.onnx").exists()
+
+
+def write_keras(path: Path) -> Path:
+    """Write what tf2onnx 1.17 makes of a Keras CNN that TensorFlow Lite quantized to int8.
+
+    Codes (int8, zero points at will) are moved to channels first and squeezed between Q and DQ,
+    rounded anew behind MaxPool; biases are int32 codes on a scale a channel, that of the last layer
+    in an Add behind a MatMul; Relus stay in front of grids that begin at 0.
+    """
+    rng = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {"perm": np.array([2, 3])}
+    nodes: list[onnx.NodeProto] = []
+
+    def node(op: str, inputs: list[str], **attributes: object) -> str:
+        out = f"{op}_{len(nodes)}"
+        nodes.append(helper.make_node(op, inputs, [out], **attributes))
+        return out
+
+    def real(codes: np.ndarray, scale: np.ndarray, axis: int) -> str:
+        names = [f"{what}{len(constants)}" for what in ("codes", "scale", "zero")]
+        zero = np.zeros(scale.shape, codes.dtype)
+        constants.update(zip(names, (codes, scale.astype(np.float32), zero), strict=True))
+        return node("DequantizeLinear", names, axis=axis)
+
+    def rounded(value: str, scale: float, zero: int, mover: str = "", **attributes: object) -> str:
+        grid = [f"s{scale}", f"z{zero}"]
+        constants.update({grid[0]: np.float32(scale), grid[1]: np.int8(zero)})
+        codes = node("QuantizeLinear", [value, *grid])
+        if mover:
+            codes = node(mover, [codes, *(["perm"] if mover == "Squeeze" else [])], **attributes)
+        return node("DequantizeLinear", [codes, *grid])
+
+    def weight(shape: tuple[int, ...], axis: int, step: float) -> list[str]:
+        scale = rng.uniform(0.5, 1, shape[axis]) * 1e-3
+        codes = rng.integers(-127, 128, shape).astype(np.int8)
+        bias = rng.integers(-9999, 9999, shape[axis]).astype(np.int32)
+        return [real(codes, scale, axis), real(bias, step * scale, 0)]
+
+    x = rounded("x", 0.03, -5, "Transpose", perm=[0, 3, 1, 2])
+    x = node("Relu", [node("Conv", [x, *weight((32, 16, 3, 3), 0, 0.03)], pads=[1, 1, 1, 1])])
+    x = skip = rounded(x, 0.02, -128)
+    x = rounded(node("Conv", [x, *weight((32, 32, 1, 1), 0, 0.02)]), 0.01, 4)
+    x = rounded(node("Relu", [node("Add", [x, skip])]), 0.025, -128)
+    x = rounded(node("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2]), 0.025, -128)
+    x = rounded(node("GlobalAveragePool", [x]), 0.015, -128, "Squeeze")
+    kernel, bias = weight((32, 10), 1, 0.015)
+    rounded(node("Add", [node("MatMul", [x, kernel]), bias]), 0.05, 7)
+    nodes[-1].output[0] = "y"
+    graph = helper.make_graph(
+        nodes,
+        "keras",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 8, 8, 16])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keras")
+    write_samples(folder / "data", x=(1, 8, 8, 16))
+    return write_keras(folder / "keras.onnx")
+
+
+def test_a_model_of_keras_keeps_its_grids(keras: Path) -> None:
+    out = keras.parent / "cpu"
+    report = build(keras, out)
+    assert report.source is not None
+    assert (report.source.changes, report.source.calibrated, report.source.dropped) == ((), 0, 0)
+    assert report.kernels.expected == report.kernels.obtained
+    assert sum(report.kernels.obtained.values()) == 5  # two Convs, an Add, the pooling, a product
+    assert equal(keras, out / "model.onnx", keras.parent)
+
+
+def test_a_model_of_keras_moves_to_tensorrt(keras: Path) -> None:
+    """Without zero points steps at most double."""
+    report = build(keras, keras.parent / "trt", target="tensorrt", sm=(87,))
+    assert report.source is not None
+    assert report.plan.nodes["int8"] >= 2
+    moved = [c for c in report.source.changes if "one without a zero point" in c.what]
+    assert moved
+    assert all(c.steps and c.steps[1] <= 255 / 127 * 1.001 for c in moved)
+    assert report.simulated is not None
+    assert (report.simulated.outputs[0].sqnr_db or 0) > 25
 
 
 def test_other_schemes_start_from_the_values(folder: Path) -> None:

@@ -126,6 +126,30 @@ def shifted(grid: Grid, type: str) -> tuple[float, int] | None:  # noqa: A002 - 
     return float(grid.scale.reshape(())), int(grid.zero_point.reshape(())) - low + other_low
 
 
+def refined(grid: Grid, type: str, *, symmetric: bool) -> tuple[float, int, int] | None:  # noqa: A002
+    """Return a finer grid in a wider type, among whose values are all those of a grid of few bits.
+
+    Args:
+        grid: Of integer codes.
+        type: An integer type, as in ``RANGES``.
+        symmetric: Its zero point has to be 0.
+
+    Returns:
+        Scale, zero point, and how many new steps make an old one; None where the type is not at
+        least twice as wide.
+    """
+    if grid.scale.size != 1 or "float" in grid.type + type:
+        return None
+    (low, high), (new_low, new_high) = RANGES[grid.type], RANGES[type]
+    zero = int(grid.zero_point.reshape(()))
+    if symmetric:
+        steps, new_zero = min(new_high // max(high - zero, 1), -new_low // max(zero - low, 1)), 0
+    else:
+        steps = (new_high - new_low) // (high - low)
+        new_zero = new_low + steps * (zero - low)
+    return (float(grid.scale.reshape(())) / steps, new_zero, steps) if steps > 1 else None
+
+
 def moved_axis(grid: Grid, axis: int) -> Grid:
     """Return the grid of a tensor whose channels were moved to another axis."""
     return Grid(grid.type, grid.scale, grid.zero_point, axis, grid.block)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qcompile.graph.walk import is_constant, is_op
 from qcompile.numerics.grids import CODE_RANGE, TINY, dequantize, quantize, rounded_scales
-from qcompile.numerics.regrid import Given, Grid, shifted
+from qcompile.numerics.regrid import Given, Grid, refined, shifted
 from qcompile.plan import Plan, TensorPlan
 from qcompile.planning.forms import node_name, rule_of, value_name
 from qcompile.planning.pays import select_paying
@@ -212,6 +212,12 @@ def activation(grid: Grid, types: Types, *, positive: bool) -> tuple[TensorPlan,
         update = {"scale": [scale], "zero_point": [same[1]], "method": KEPT}
         rounded = Change(f"scales rounded to {types.scale}", scale / same[0])
         return cover.model_copy(update=update), rounded if scale != same[0] else None
+    fine = refined(grid, types.activation, symmetric=types.symmetric)
+    if fine is not None and fine[0] >= TINY and _takes(fine[1], types, positive=positive):
+        scale = float(rounded_scales(np.asarray(fine[0]), types.scale))
+        update = {"scale": [scale], "zero_point": [fine[1]]}
+        what = f"{grid.type} to {types.activation}: the same values and those between"
+        return cover.model_copy(update=update), Change(what, 1 / fine[2])
     reason = "one without a zero point" if types.symmetric else f"{types.activation} over its range"
     if positive:
         reason = f"{types.activation} from 0 on, for a Relu goes before"

@@ -147,7 +147,7 @@ class _Run:
         size = self.training.batch
         for start in range(0, len(order), size):
             chosen = [self.samples[index] for index in order[start : start + size]]
-            yield tuple(torch.cat(parts) for parts in zip(*chosen, strict=True))
+            yield tuple(_joined(parts) for parts in zip(*chosen, strict=True))
 
     def _step(self, batch: Inputs) -> None:
         with torch.no_grad():
@@ -199,6 +199,17 @@ class _Run:
         self.optimizer.load_state_dict(state.optimizer)
         self.losses = list(state.losses)
         return state.epoch
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        one, other = sorted(shapes)[:2]
+        raise DataError(
+            f"samples of the sizes {list(one)} and {list(other)} cannot be trained on in one "
+            "batch: give them one size, or take batch = 1 ([qat] in the recipe)"
+        )
+    return torch.cat(list(parts))
 
 
 def _groups(model: Trainable, rate: float) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ ONNX graph that torch makes of it, after the compiler's own passes. torch.export
 each later node came from, so that an ONNX value leads back to the node that is trained.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,18 @@ class Lowered:
     origin: dict[str, str]
 
 
-def export_module(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> ExportedProgram:
+def export_module(
+    model: nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    open_axes: Sequence[Collection[int]] | None = None,
+) -> ExportedProgram:
     """Export a module as it runs after training, with an open batch size where it has one.
+
+    Args:
+        model: Takes tensors by position.
+        example_inputs: One for each argument.
+        open_axes: Of each input; torch fixes those that the code fixes. By default the first one,
+            where it is above 1.
 
     Raises:
         ModelError: torch.export cannot trace it; the message is the first line of torch's.
@@ -47,11 +58,18 @@ def export_module(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> E
     inputs = tuple(example_inputs)
     if not inputs or not all(isinstance(value, torch.Tensor) for value in inputs):
         raise ModelError("example_inputs: give one tensor for each argument of the module, a tuple")
-    first = torch.export.Dim.AUTO
-    shapes = tuple({0: first} if value.dim() and value.shape[0] > 1 else {} for value in inputs)
+    if open_axes is None:
+        open_axes = [[0] if value.dim() and value.shape[0] > 1 else [] for value in inputs]
+    shapes = [dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in open_axes]
     try:
+        bound = inspect.signature(model.forward).bind(*inputs).arguments
+        left = iter(shapes)
+        named = {  # what *arguments take is one entry
+            name: tuple(next(left) for _ in value) if isinstance(value, tuple) else next(left)
+            for name, value in bound.items()
+        }
         with quiet():
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+            return torch.export.export(model, inputs, dynamic_shapes=named)
     except Exception as error:  # torch raises many kinds
         name = type(model).__name__
         raise ModelError(f"{name}: torch.export cannot trace it: {_first_line(error)}") from error

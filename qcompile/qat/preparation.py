@@ -1,7 +1,7 @@
 """From a float module to one that is trained with the engine's rounding in it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from qcompile.qat.trainable import Blueprint, Trainable
 from qcompile.recipe import Recipe
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 (each is a choice of the user)
     model: nn.Module,
     example_inputs: Sequence[torch.Tensor],
     recipe: Recipe | None = None,
@@ -26,6 +26,7 @@ def prepare(
     *,
     calibration: Sequence[Inputs | torch.Tensor] | None = None,
     rounding: Rounding | None = None,
+    open_axes: Sequence[Collection[int]] | None = None,
     progress: Progress | None = None,
 ) -> Trainable:
     """Return a model to train as usual, which rounds where the target's engine will.
@@ -35,12 +36,14 @@ def prepare(
 
     Args:
         model: A float module that torch.export can trace.
-        example_inputs: One tensor for each argument; a first axis above 1 is left open.
+        example_inputs: One tensor for each argument.
         recipe: As for ``build``, scheme int8; by default for ONNX Runtime on this CPU.
         target: Name of a target; by default the recipe's.
         calibration: Batches that ranges begin with: tensors, or tuples of them. By default the
             example inputs.
         rounding: Bits, and whether scales are trained, too; by default 8 bits, and not.
+        open_axes: Of each example input, those whose size stays open; by default the first, where
+            it is above 1.
         progress: Hears of steps and notices.
 
     Raises:
@@ -53,7 +56,7 @@ def prepare(
         recipe = recipe.model_copy(update={"target": target})
     goal = goal_of(recipe, rounding or Rounding(), log)
     inputs = tuple(example_inputs)
-    program = export_module(copy.deepcopy(model).eval(), inputs)
+    program = export_module(copy.deepcopy(model).eval(), inputs, open_axes)
     lowered = lower(program, goal.target.name, recipe.scheme)
     selection = select_nodes(goal, lowered.model, log)
     if not selection.activations:

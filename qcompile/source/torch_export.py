@@ -130,7 +130,7 @@ def trace(source: TorchModel, progress: Progress) -> Traced:
     _name_by_module(model)
     _strip(model)
     _rename(model, list(source.inputs.tensors()), [name for name, _ in outputs])
-    _rename_axes(model, {str(symbol): label for symbol, (label, _, _) in axes.items()})
+    rename_axes(model, {str(symbol): label for symbol, (label, _, _) in axes.items()})
     return Traced(model, sizes, axes)
 
 
@@ -292,7 +292,7 @@ def _rename(model: ir.Model, inputs: list[str], outputs: list[str]) -> None:
         value.name = name
 
 
-def _rename_axes(model: ir.Model, names: Mapping[str, str]) -> None:
+def rename_axes(model: ir.Model, names: Mapping[str, str]) -> None:
     """Call dynamic dimensions what the user calls them, in expressions too (``past + length``)."""
 
     def renamed(dim: Any) -> Any:  # noqa: ANN401

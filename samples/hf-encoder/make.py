@@ -48,16 +48,16 @@ def main(folder: Path) -> None:
             vocab_size=len(words),
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=4,
             max_position_embeddings=64,
             num_labels=len(SUBJECTS),
             hidden_dropout_prob=0.0,
         )
     )
-    train = {key: torch.from_numpy(value) for key, value in samples(6144, tokenizer, 0).items()}
+    train = {key: torch.from_numpy(value) for key, value in samples(5120, tokenizer, 0).items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(96):
+    for step in range(80):
         rows = slice(64 * step, 64 * step + 64)
         loss = model(input_ids=train["input_ids"][rows], labels=train["label"][rows]).loss
         optimizer.zero_grad()

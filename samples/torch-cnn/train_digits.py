@@ -39,12 +39,14 @@ def read(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(data["image"]), torch.from_numpy(data["label"]).long()
 
 
-def train(model: nn.Module, pictures: torch.Tensor, classes: torch.Tensor, rate: float) -> None:
-    """Train on all pictures together, 60 times; batch norms are frozen for the last 20."""
+def train(
+    model: nn.Module, pictures: torch.Tensor, classes: torch.Tensor, rate: float, steps: int
+) -> None:
+    """Train on all pictures together; batch norms are frozen for the last third of the steps."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
     model.train()
-    for step in range(60):
-        if step == 40 and isinstance(model, qat.Trainable):
+    for step in range(steps):
+        if 3 * step >= 2 * steps and isinstance(model, qat.Trainable):
             model.freeze_batch_norm()
         loss = cross_entropy(model(pictures), classes)
         optimizer.zero_grad()
@@ -59,11 +61,11 @@ def main(folder: Path, output: Path) -> None:
     pictures, classes = read(folder / "eval.npz")
     seen, unseen = slice(0, 400), slice(400, None)
     model = network()
-    train(model, pictures[seen], classes[seen], 3e-3)
+    train(model, pictures[seen], classes[seen], 3e-3, steps=50)
     recipe = Recipe(target="tensorrt", sm=(87,))
     example = (pictures[:2],)
     rounded = qat.prepare(model, example, recipe, calibration=[pictures[seen][:64]])
-    train(rounded, pictures[seen], classes[seen], 1e-4)
+    train(rounded, pictures[seen], classes[seen], 1e-4, steps=15)
     for name, one in (("float", model), ("int8", rounded)):
         with torch.no_grad():
             right = one(pictures[unseen]).argmax(1) == classes[unseen]

@@ -32,6 +32,23 @@ def test_without_torch_the_extra_is_named(monkeypatch, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("net.onnx", "net.onnx: is ONNX already; qcompile build net.onnx makes an engine of it"),
+        (".", ".: is a folder; if it is a Hugging Face model, name it hf:."),
+        (
+            "net",
+            "net: is no torch model; give module:callable, file.py:callable, a .pt2 file or hf:DIR",
+        ),
+    ],
+)
+def test_what_is_no_torch_model_needs_no_torch(source: str, told: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "export", source, "-o", "out.onnx")
+    assert (done.code, done.out, done.err) == (2, "", f"error: {told}\n")
+    assert not (tmp_path / "out.onnx").exists()
+
+
 @needs_torch
 @pytest.mark.slow
 def test_a_failure_is_one_line_and_nothing_else(folder: Path) -> None:

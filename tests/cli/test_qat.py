@@ -37,8 +37,16 @@ REFUSED = {
     "a file": (
         (MODEL, "--qat", DATA),
         (
-            f"error: --qat: {MODEL} cannot be trained: name a function that makes the module, "
-            "net.py:make"
+            f"error: --qat: {MODEL} cannot be trained, for it is a graph, no module: name a "
+            "function that makes the module, net.py:make"
+        ),
+    ),
+    "a program": (
+        ("net.pt2", "--qat", DATA),
+        (
+            "error: --qat: net.pt2 cannot be trained, for it was exported as it computes in "
+            "inference: its batch norms and dropouts cannot train: name a function that makes the "
+            "module, net.py:make"
         ),
     ),
     "a scheme": (

@@ -122,3 +122,11 @@ def test_a_damaged_checkpoint_is_noticed(prepared, samples, tmp_path):
 def test_no_samples(prepared):
     with pytest.raises(DataError, match="no samples to train on"):
         qat.distill(prepared[0], prepared[1], [])
+
+
+def test_samples_of_two_sizes_are_named(prepared):
+    model, net = prepared
+    shape = nets.SHAPES[nets.Depthwise][1:]
+    mixed = [(torch.zeros(1, *shape),), (torch.zeros(1, *shape[:2], 8),)]
+    with pytest.raises(DataError, match=r"sizes \[4, 16, 8\] and \[4, 16, 16\].*batch = 1"):
+        qat.distill(copy.deepcopy(model), net, mixed, TRAINING)

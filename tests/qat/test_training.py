@@ -23,6 +23,7 @@ from qcompile.progress import Silent, StageLog
 from qcompile.qat.exported import export_module
 from qcompile.qat.libraries import quiet
 from qcompile.recipe import Calibration, Recipe
+from qcompile.remedied import untouched
 from qcompile.samples import InMemory, Subset
 from qcompile.targets import target_named
 from qcompile.w8a8 import W8A8
@@ -96,7 +97,8 @@ def built(net, x, target, folder):
     feeds = InMemory([{loaded.inputs[0].name: x.numpy()}])
     data = Split(Subset(feeds, [0]), None, None)
     types = types_of(recipe, table, device, "fp32")
-    return W8A8(loaded, data, recipe, table, device, types, None, log).quantize(None).model
+    about = data, recipe, table, device, types, None, None, log
+    return W8A8(loaded, untouched(loaded, recipe), *about).quantize(None).model
 
 
 def positions(model):

@@ -43,11 +43,20 @@ def test_every_sample_has_a_readme_with_a_command():
 def run(line, folder, code=0, **more):
     """Run a command of a README, in a folder that looks like the top of the repository."""
     program, *arguments = shlex.split(line)
+    return started([*PROGRAMS[program], *arguments], folder, code, **more)
+
+
+def run_together(lines, folder):
+    """Run the commands of a README in turn, in one process."""
+    return started([sys.executable, "-m", "tests.samples.together", *lines], folder)
+
+
+def started(command, folder, code=0, **more):
     (folder / "samples").unlink(missing_ok=True)
     (folder / "samples").symlink_to(SAMPLES)
     own = {"QCOMPILE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
-        [*PROGRAMS[program], *arguments],
+        command,
         cwd=folder,
         env={**os.environ, **own},
         capture_output=True,
@@ -76,8 +85,7 @@ def check_engine(engine: Path) -> None:
     reason="torch or transformers is not installed: the extra 'hf' has them",
 )
 def test_hugging_face_encoder(tmp_path):
-    for line in COMMANDS["hf-encoder"]:
-        run(line, tmp_path)
+    run_together(COMMANDS["hf-encoder"], tmp_path)
     bundle = tmp_path / "tiny-bert-int8"
     report = json.loads((bundle / "report.json").read_text("utf-8"))
     assert report["model"]["path"] == "hf:tiny-bert"
