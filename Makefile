@@ -27,7 +27,7 @@ help: ## Show this list
 	@$(PYTHON) -c '$(CHECK)'
 	@echo 'setting up .venv-bench with the peers: some minutes'
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/$(INSTALL) -e '.[cpu,dev,bench]'
+	.venv-bench/bin/$(INSTALL) -e '.[cpu,dev,bench,qat]'
 	@touch $@
 
 setup: .venv/dev ## Make .venv with everything that development needs

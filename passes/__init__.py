@@ -2,11 +2,14 @@
 
 from qcompile.graph.protocol import GraphPass
 from qcompile.numerics.regrid import Given
+from qcompile.passes.absorb_bias import AbsorbBias
 from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.clean_up import CleanUp
 from qcompile.passes.convert_opset import ConvertOpset
+from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.dequantize_graph import DequantizeGraph
+from qcompile.passes.divide_rows import DivideRows
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.expand_prelu import ExpandPrelu
 from qcompile.passes.expand_qlinear import ExpandQlinear
@@ -34,10 +37,23 @@ from qcompile.passes.name_values import NameValues
 from qcompile.passes.own_constants import OwnConstants
 from qcompile.passes.pad_channels import PadChannels
 from qcompile.passes.remove_identities import RemoveIdentities
+from qcompile.passes.rescale_channels import RescaleChannels
 from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.settle_reshapes import SettleReshapes
 from qcompile.passes.simplify_nodes import SimplifyNodes
 from qcompile.passes.soften_masks import SoftenMasks
+from qcompile.passes.split_outliers import SplitOutliers
+from qcompile.passes.widen_halves import WidenHalves
+
+WIDENING: tuple[GraphPass, ...] = (
+    InlineFunctions(),
+    ConvertOpset(),
+    NameValues(),
+    InferShapes(),
+    WidenHalves(),
+    RemoveIdentities(),
+)
+"""The passes that let a model in half precision compute in float32, for schemes of codes."""
 
 DEQUANTIZING: tuple[GraphPass, ...] = (
     InlineFunctions(),
@@ -99,12 +115,17 @@ def lowering(target: str, scheme: str) -> tuple[GraphPass, ...]:
     return () if scheme in ("weight-only", "fp16", "bf16") else LOWERING.get(target, ())
 
 
+PREPARING: tuple[GraphPass, ...] = (RescaleChannels(), AbsorbBias(), SplitOutliers())
+"""The passes that apply the remedies of a plan to the float graph, before ranges are found."""
+
 QUANTIZING: tuple[GraphPass, ...] = (
+    CorrectBias(),
     InsertQdq(),
     FoldStride(),
     PadChannels(),
     AverageCodes(),
     FenceFloatNodes(),
+    DivideRows(),
     DynamicMatmul(),
 )
 """The passes that write a plan into the graph; they take the plan as an argument."""
@@ -124,9 +145,11 @@ FITTING: tuple[GraphPass, ...] = (LowerOpset(),)
 """The passes that fit a graph to a runtime that knows older operators only."""
 
 ALL: tuple[GraphPass, ...] = (
+    *WIDENING,
     *DEQUANTIZING,
     *CANONICAL,
     *(step for steps in LOWERING.values() for step in steps),
+    *PREPARING,
     *QUANTIZING,
     *WEIGHT_ONLY,
     *HALVING,

@@ -1,12 +1,13 @@
 """What a recipe and a target together decide: the devices, and what the float remainder is."""
 
 from dataclasses import replace
+from typing import get_args
 
 from qcompile.errors import RecipeError
 from qcompile.numerics.groups import SCALE_TYPES
 from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
-from qcompile.recipe import HighPrecision, Recipe
+from qcompile.recipe import HighPrecision, Recipe, Rounding
 from qcompile.runtime.host import host_cpu
 from qcompile.targets.target import ANY, Target, Types
 
@@ -47,6 +48,31 @@ def _default(recipe: Recipe, target: Target, progress: Progress) -> str:
     return ",".join(able)
 
 
+WITHOUT_RANGES = ("smoothquant", "llm-int8", "rtn")
+"""What --algorithm may name where activations are rounded at run time."""
+
+
+def check_algorithms(recipe: Recipe) -> None:
+    """Check that what ``--algorithm`` names is of use to the scheme.
+
+    Raises:
+        RecipeError: A name is not.
+    """
+    named = () if recipe.accuracy.algorithms == "auto" else recipe.accuracy.algorithms
+    for name in named:
+        if recipe.scheme not in (*CALIBRATED, "int8-dynamic"):
+            raise RecipeError(f"--algorithm {name}: it is for --int8, --fp8 and --dynamic")
+        if recipe.scheme == "int8-dynamic" and name not in WITHOUT_RANGES:
+            able = ", ".join(WITHOUT_RANGES)
+            raise RecipeError(f"--algorithm {name}: --dynamic takes {able}")
+        if recipe.scheme == "fp8" and name in get_args(Rounding) and name != "rtn":
+            raise RecipeError(
+                f"--algorithm {name}: codes of --fp8 are rounded to the nearest (rtn)"
+            )
+    if recipe.accuracy.run_time_outliers and recipe.scheme != "int8-dynamic":
+        raise RecipeError("accuracy.run_time_outliers: it is for --dynamic")
+
+
 def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:
     """Return what computes in float becomes.
 
@@ -77,7 +103,10 @@ def _remainder(recipe: Recipe, target: Target, device: str) -> HighPrecision:
                 f"--high-precision {recipe.high_precision}: scales of weights in few bits are fp32 "
                 "or fp16: take one of these"
             )
-        target.check(recipe.high_precision, device)
+        try:
+            target.check(recipe.high_precision, device)
+        except RecipeError as error:
+            raise RecipeError(f"--high-precision {recipe.high_precision}: {error}") from error
     return recipe.high_precision
 
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from qcompile.graph.runner import PassRun, run_passes
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.numerics.metrics import ErrorSums, error_sums
 from qcompile.numerics.regrid import Given
-from qcompile.passes import CANONICAL, dequantizing, lowering
+from qcompile.passes import CANONICAL, WIDENING, dequantizing, lowering
 from qcompile.passes.expand_qlinear import holds_codes
+from qcompile.passes.widen_halves import WidenHalves, holds_halves
 from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Scheme
@@ -65,6 +66,7 @@ class Loaded:
             calibrated is the graph as it is written.
         floating: The source in floats: its file, or the graph that its codes stand for.
         given: The grids of a source that is quantized already.
+        known: The digest of the graph before it took remedies; empty where it has none.
     """
 
     path: Path
@@ -79,11 +81,16 @@ class Loaded:
     session: Session | None
     floating: Path | ir.Model
     given: Given = field(default_factory=Given)
+    known: str = ""
 
     @cached_property
     def digest(self) -> str:
-        """The hash of what the lowered graph computes."""
-        return model_digest(self.model)
+        """The hash of what the lowered graph computes, before any remedy."""
+        return self.known or model_digest(self.model)
+
+    def with_graph(self, model: ir.Model) -> "Loaded":
+        """Return the same source with a graph that took remedies."""
+        return replace(self, model=model, known=self.digest)
 
 
 def load(
@@ -112,14 +119,16 @@ def load(
     folder = path.resolve().parent
     files |= {file.relative_to(folder).as_posix(): file_digest(file) for file in external}
     nodes = sum(1 for _ in all_nodes(model))
+    widened = scheme in (*CALIBRATED, "int8-dynamic") and holds_halves(model)
+    runs = _widen(model, progress) if widened else []
     given = Given()
-    runs = floats_of(model, given, progress) if quantized else []
+    runs += floats_of(model, given, progress) if quantized else []
     if given.activations and scheme not in CALIBRATED:
         progress.notice(
             f"the model is quantized already: {scheme} starts from the values of its codes, and "
             f"its {len(given.activations)} roundings of activations are left out"
         )
-    floating = model.clone() if quantized else path
+    floating = model.clone() if quantized or widened else path
     _tell_unknown(model, progress)
     passes: list[GraphPass] = [*CANONICAL, *lowering(target, scheme)]
     runs += run_passes(model, passes, dump_dir=dump_dir)
@@ -151,6 +160,20 @@ def floats_of(model: ir.Model, given: Given, progress: Progress) -> list[PassRun
     for run in runs:
         for reason, count in run.refusals.items():
             progress.notice(f"quantized already, left as it is ({count}): {reason}")
+    return runs
+
+
+def _widen(model: ir.Model, progress: Progress) -> list[PassRun]:
+    """Turn halves to float32, in place: layers on codes are planned in float32 graphs."""
+    runs = run_passes(model, list(WIDENING))
+    (last,) = (run for run in runs if run.name == WidenHalves.name)
+    for reason in last.refusals:
+        progress.notice(f"half precision is left as it is, without int8 layers: {reason}")
+    if last.modified:
+        progress.notice(
+            "the model computes in half precision: it was widened to float32, around the same "
+            "codes and weights; inputs and outputs keep their types"
+        )
     return runs
 
 

@@ -27,18 +27,20 @@ from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.metric import Metric, load_metric
 from qcompile.data import Source, Split, split_data
 from qcompile.delivery import check_request, deliver, shapes_for
-from qcompile.devices import FLOAT_TYPES, device_of, remainder_of, types_of
+from qcompile.devices import FLOAT_TYPES, check_algorithms, device_of, remainder_of, types_of
 from qcompile.emit.ort_file import write_engine, write_optimized
 from qcompile.errors import GateError, RecipeError
 from qcompile.fitting import Fitting
 from qcompile.frontend import Loaded, check_equivalence, jobs_of, load
 from qcompile.halves import Halves, check_halves, nothing_quantized, stand_in
-from qcompile.plan import Plan, read_plan
+from qcompile.plan import CALIBRATED, Plan
+from qcompile.planning.followed import plan_to_follow
 from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Calibration, HighPrecision, Recipe, Weights
+from qcompile.recipe import HighPrecision, Recipe
+from qcompile.remedied import Remedied, Remedying, untouched
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import (
     Canonicalization,
@@ -109,13 +111,14 @@ def build(  # noqa: PLR0913 (the command's options)
     recipe = recipe or Recipe()
     target, log = target_named(recipe.target), StageLog(progress)
     device = device_of(recipe, target, log)  # refused before any file is read
+    check_algorithms(recipe)
     remainder, target = remainder_of(recipe, target, device), target.on(device)
     check_request(target, _without_shapes(recipe) if is_torch(model) else recipe, log)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})
     metric = load_metric(recipe.metric) if recipe.metric else None
     if recipe.qat:
         check_trainable(model, recipe)
-    edited = _edited(Path(plan), recipe) if plan else None
+    edited = plan_to_follow(Path(plan), recipe) if plan else None
     path = Path(file_name(model)) if is_torch(model) else Path(str(model))
     if not is_torch(model):
         check_file(path)
@@ -137,32 +140,6 @@ def _without_shapes(recipe: Recipe) -> Recipe:
     """Return the recipe without ``--shapes``: a torch model is traced by them, for any target."""
     options = recipe.tensorrt.model_copy(update={"shapes": None})
     return recipe.model_copy(update={"tensorrt": options})
-
-
-def _edited(path: Path, recipe: Recipe) -> Plan:
-    """Read the plan to follow.
-
-    Raises:
-        RecipeError: The recipe asks for what the plan has decided.
-        PlanError: The file is bad.
-    """
-    decided = {
-        "--exclude": recipe.exclude,
-        "--exclude-op": recipe.exclude_ops,
-        "--float-first": recipe.float_first,
-        "--float-last": recipe.float_last,
-        "--calib-method": recipe.calibration.method != Calibration().method,
-        "--algorithm": recipe.weights.algorithm != Weights().algorithm,
-        "--group-size": recipe.weights.group_size != Weights().group_size,
-        "--asymmetric": recipe.weights.asymmetric,
-        "--accuracy-level": recipe.weights.accuracy_level is not None,
-    }
-    for option, asked in decided.items():
-        if asked:
-            raise RecipeError(
-                f"{option}: --plan {path} has decided that; leave out one of them, or edit the plan"
-            )
-    return read_plan(path)
 
 
 @dataclass(frozen=True)
@@ -224,19 +201,22 @@ class _Job:
         shapes = shapes_for(self.target, self.recipe, self.device, loaded, data, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
-        with self._quantized(loaded, data, edited, dump_passes) as made:
+        remedied = self._remedied(loaded, data, edited)
+        floats = loaded.with_graph(remedied.model) if remedied.remedies else loaded
+        with self._quantized(floats, remedied, data, edited, dump_passes) as made:
             self.bundle.write(PLAN, made.plan.text())
             with log.stage("emit"):
                 delivered = self._emit(loaded, data, made, shapes)
         if self.remainder != "fp32":  # the file, for weights in few bits are gone from memory
-            simulated = stand_in(self.bundle.folder / ENGINE, self.remainder, loaded.holds)
+            ports = (*loaded.inputs, *loaded.outputs)
+            simulated = stand_in(self.bundle.folder / ENGINE, self.remainder, loaded.holds, ports)
             made = replace(made, stand_in=simulated)
         model = made.stand_in or self.bundle.folder / ENGINE
         engine = delivered.engine
         with log.stage("compare"):
             metric = self.metric or proof.own_metric(loaded, data)
             compared = proof.compare(loaded, model, engine, data, metric, jobs, log)
-            layers = proof.layers(loaded.model, made, data, jobs, log)
+            layers = proof.layers(floats.model, made, data, jobs, log)
         timing = None
         if engine is not None and not delivered.untimed:
             with log.stage("time"):
@@ -262,9 +242,11 @@ class _Job:
             data=data.facts,
             source=None if training else sections.source_grids(loaded.given, made.kept),
             calibration=made.calibration,
-            plan=sections.plan_summary(made.plan, host_cpu(), loaded.model),
-            passes=sections.pass_records(made.runs),
-            kernels=self._kernels(loaded, made.plan, engine),
+            budget=made.budget,
+            plan=sections.plan_summary(made.plan, host_cpu(), floats.model),
+            remedies=sections.remedy_section(remedied, made.plan, floats.model, self._asked()),
+            passes=sections.pass_records([*remedied.runs, *made.runs]),
+            kernels=self._kernels(floats, made.plan, engine),
             delivery=delivered.facts,
             engine=sections.comparison_section(delivered.compared or compared.get("engine")),
             simulated=sections.comparison_section(compared["simulated"])
@@ -295,9 +277,24 @@ class _Job:
         moved = check_equivalence(loaded, samples, indices, self.recipe.jobs or 1, self.log)
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 
+    def _remedied(self, loaded: Loaded, data: Split, edited: Plan | None) -> Remedied:
+        """Return the graph that is quantized: 8-bit activations may ask for remedies."""
+        types = types_of(self.recipe, self.target, self.device, self.remainder)
+        if types is None or (loaded.given and self.recipe.scheme in CALIBRATED):
+            return untouched(loaded, self.recipe)
+        with self.log.stage("remedies"):
+            about = self.recipe, self.target, self.device, types, self.log
+            remedying = Remedying(loaded, data, *about)
+            return remedying.find() if edited is None else remedying.follow(edited.remedies)
+
     @contextmanager
     def _quantized(
-        self, loaded: Loaded, data: Split, edited: Plan | None, dumps: Path | None
+        self,
+        loaded: Loaded,
+        remedied: Remedied,
+        data: Split,
+        edited: Plan | None,
+        dumps: Path | None,
     ) -> Iterator[Quantized]:
         """Give the rewritten graph; what it reads from disk stays until the engine is written."""
         about = loaded, data, self.recipe, self.target, self.device
@@ -308,7 +305,9 @@ class _Job:
                 check_halves(edited, half)
             halves = Halves(*about, edited, half, self.log) if half != "fp32" else None
             if types is not None:
-                made = W8A8(*about, types, edited, self.log).quantize(dumps)
+                folder = self._learning(stack, loaded, data, edited)
+                job = W8A8(loaded, remedied, *about[1:], types, edited, folder, self.log)
+                made = job.quantize(dumps)
             elif self.recipe.scheme == "weight-only":
                 folder = stack.enter_context(
                     working_folder(loaded, data, self.recipe, edited, self.log)
@@ -320,6 +319,21 @@ class _Job:
                 made = nothing_quantized(loaded, scheme, self.target, self.device, edited)
             made = halves.cast(made, dumps) if halves else made
             yield Fitting(*about, self.log).fit(made, dumps)
+
+    def _asked(self) -> str:
+        named = self.recipe.accuracy.algorithms
+        return named if named == "auto" else "+".join(named)
+
+    def _learning(
+        self, stack: ExitStack, loaded: Loaded, data: Split, edited: Plan | None
+    ) -> Path | None:
+        """Give the folder for codes that are learned, where any are."""
+        methods = {t.method for t in edited.tensors.values()} if edited else set()
+        methods.add(self.recipe.accuracy.rounding)
+        if not methods & {"adaround", "brecq"}:
+            return None
+        about = loaded, data, self.recipe, edited, self.log
+        return stack.enter_context(working_folder(*about))
 
     def _kernels(self, loaded: Loaded, plan: Plan, engine: Engine | None) -> Kernels:
         if loaded.session is None or engine is None or engine.provider.name != CPU.name:

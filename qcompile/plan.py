@@ -12,6 +12,7 @@ from qcompile.errors import PlanError
 from qcompile.frozen import Frozen
 from qcompile.numerics.grids import CODE_RANGE, code_dtype
 from qcompile.numerics.groups import WeightFormat
+from qcompile.remedies import Remedies
 
 CodeType = Literal["uint8", "int8", "int32", "float8e4m3fn"]
 Kind = Literal["activation", "weight", "bias"]
@@ -40,7 +41,8 @@ class TensorPlan(Frozen):
         zero_point: The code of 0.0, one for each scale.
         reduce_range: The codes use 7 bits (CPUs whose 8-bit kernels saturate).
         method: How the range of an activation was found (minmax, percentile, mse, entropy, search,
-            tied to another, user), or the codes of a weight (minmax: nearest; gptq: solved for).
+            tied to another, user), or the codes of a weight (minmax: nearest; gptq, adaround,
+            brecq: solved for).
         errors: Relative L2 error that each method tried made at the readers' outputs.
     """
 
@@ -153,6 +155,7 @@ class Plan(Frozen):
     scheme: str
     tensors: dict[str, TensorPlan]
     weights: dict[str, WeightPlan] = Field(default_factory=dict)
+    remedies: Remedies = Remedies()
     nodes: dict[str, NodePlan]
 
     def precision(self, node: str) -> Precision:
@@ -165,9 +168,12 @@ class Plan(Frozen):
         return self.precision(node) not in FLOATS
 
     def text(self) -> str:
-        """Return the JSON, stable and with one line for each entry; no weights, no such section."""
+        """Return the JSON, stable and with one line for each entry; empty sections are left out."""
         body = self.model_dump(mode="json", exclude_defaults=False)
+        remedies = body.pop("remedies") if self.remedies else {}
+        body.pop("remedies", None)
         lines = [f'  "{k}": {json.dumps(v)},' for k, v in body.items() if k not in _SECTIONS]
+        lines += _nested("remedies", remedies)
         for section in _SECTIONS:
             entries = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in body[section].items()]
             if not entries and section == "weights":
@@ -178,6 +184,18 @@ class Plan(Frozen):
 
 
 _SECTIONS = ("tensors", "weights", "nodes")
+
+
+def _nested(name: str, sections: dict[str, dict[str, object]]) -> list[str]:
+    """Return a section of sections, with one line for each entry."""
+    parts = []
+    for section, entries in sections.items():
+        if entries:
+            each = [f"      {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()]
+            joined = ",\n".join(each)
+            parts.append(f"    {json.dumps(section)}: {{\n{joined}\n    }}")
+    body = ",\n".join(parts)
+    return [f'  "{name}": {{\n{body}\n  }},'] if parts else []
 
 
 def read_plan(path: Path) -> Plan:

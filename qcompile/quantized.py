@@ -9,6 +9,7 @@ from qcompile.graph.runner import PassRun
 from qcompile.plan import Plan
 from qcompile.planning.given import Kept
 from qcompile.report.schema import CalibrationSummary, WeightRow
+from qcompile.report.schema_budget import BudgetSection
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Quantized:
         weights: Error of each weight's own values.
         solved: For weights in few bits: errors at the layers' outputs, by algorithm.
         calibration: How ranges were found, where there are any.
+        budget: What ``--max-drop`` keeps in float.
         kept: What became of the grids of a source that is quantized already.
         stand_in: A graph with the same numbers, where ONNX Runtime on CPU cannot run ``model``.
     """
@@ -32,6 +34,7 @@ class Quantized:
     weights: list[LayerError] = field(default_factory=list)
     solved: tuple[WeightRow, ...] = ()
     calibration: CalibrationSummary | None = None
+    budget: BudgetSection | None = None
     kept: Kept | None = None
     stand_in: ir.Model | None = None
 

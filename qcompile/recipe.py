@@ -2,17 +2,19 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qcompile.errors import RecipeError
 from qcompile.frozen import Frozen
+from qcompile.remedies import Remedy
 
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 Scheme = Literal["int8", "int8-dynamic", "weight-only", "fp8", "fp16", "bf16"]
 HighPrecision = Literal["fp32", "fp16", "bf16"]
 Algorithm = Literal["auto", "rtn", "gptq", "awq", "awq+gptq"]
+Rounding = Literal["rtn", "gptq", "adaround", "brecq"]
 Cpu = Literal["avx2", "avx512", "vnni", "arm"]
 
 
@@ -126,6 +128,58 @@ class Weights(Frozen):
     accuracy_level: Literal[0, 4] | None = None
 
 
+class Accuracy(Frozen):
+    """What the schemes with 8-bit activations do beyond choosing ranges.
+
+    Attributes:
+        algorithms: Remedies, and at most one way to round weights; ``auto`` measures and keeps what
+            helps, and rounds by ``gptq``. ``("rtn",)`` is none of all.
+        strength: SmoothQuant's alpha; None searches it for each group of layers.
+        threshold: Of LLM.int8(): magnitude from which an input column is an outlier.
+        outlier_share: Take the loudest share of columns instead of a threshold.
+        run_time_outliers: Find outliers anew for each input (scheme int8-dynamic).
+        correction: Of bias correction.
+        steps: Of AdaRound and BRECQ, for each layer or block.
+        seed: Of their chance.
+    """
+
+    algorithms: Literal["auto"] | tuple[Remedy | Rounding, ...] = "auto"
+    strength: float | None = Field(default=None, ge=0, le=1)
+    threshold: float = Field(default=6.0, gt=0)
+    outlier_share: float | None = Field(default=None, gt=0, lt=1)
+    run_time_outliers: bool = False
+    correction: Literal["empirical", "analytic"] = "empirical"
+    steps: int = Field(default=1000, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("algorithms", mode="before")
+    @classmethod
+    def _named(cls, chosen: object) -> object:
+        if chosen == "auto":
+            return chosen
+        names = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+        known = (*get_args(Remedy), *get_args(Rounding))
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is none of auto, {', '.join(known)}")
+        roundings = [name for name in names if name in get_args(Rounding)]
+        if not names or len(roundings) > 1 or len(set(names)) < len(names):
+            raise ValueError(
+                f"{'+'.join(map(str, names))}: name each once, and one way to round at most"
+            )
+        return tuple(names)
+
+    def asks(self, remedy: Remedy) -> bool:
+        """Say whether the user named a remedy."""
+        return self.algorithms != "auto" and remedy in self.algorithms
+
+    @property
+    def rounding(self) -> Rounding:
+        """How weights are rounded."""
+        named = () if self.algorithms == "auto" else self.algorithms
+        return next((n for n in get_args(Rounding) if n in named), "gptq")
+
+
 class Qat(Frozen):
     """How a torch model is trained, on the calibration samples, before it is built.
 
@@ -219,6 +273,7 @@ class Recipe(Frozen):
         half_ports: Inputs and outputs take the half type, too.
         tensorrt: How a TensorRT engine is built.
         cuda: How ``--target ort-cuda`` delivers.
+        accuracy: What 8-bit schemes do beyond choosing ranges.
         qat: Train a torch model on the calibration samples first; None: it is taken as it is.
         preprocess: What to do with pictures.
         text: What to do with text.
@@ -241,6 +296,7 @@ class Recipe(Frozen):
     tensorrt: TensorRT = TensorRT()
     cuda: Cuda = Cuda()
     calibration: Calibration = Calibration()
+    accuracy: Accuracy = Accuracy()
     weights: Weights = Weights()
     qat: Qat | None = None
     preprocess: Preprocess | None = None
@@ -276,11 +332,13 @@ def recipe_from(options: dict[str, Any], file: Path | None = None) -> Recipe:
         return Recipe.model_validate(_overlaid(table, options))
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{_place(first['loc'], options, file)}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{_place(first['loc'], options, file)}: {message}") from error
 
 
 _OPTIONS = {
     "qat.epochs": "--epochs",
+    "accuracy.algorithms": "--algorithm",
     "calibration.method": "--calib-method",
     "calibration.samples": "--calib-samples",
     "exclude_ops": "--exclude-op",

@@ -14,9 +14,12 @@ from qcompile.graph.runner import PassRun
 from qcompile.graph.walk import all_nodes, weight_tensors
 from qcompile.graph.work import multiply_adds
 from qcompile.lint.rule import Finding, Severity
+from qcompile.numerics.metrics import decibels
 from qcompile.numerics.regrid import Given
 from qcompile.plan import FLOATS, Plan
 from qcompile.planning.given import Kept
+from qcompile.planning.outliers import outlier_layers
+from qcompile.remedied import Remedied
 from qcompile.report.schema import (
     Artifact,
     CalibrationSummary,
@@ -34,6 +37,7 @@ from qcompile.report.schema import (
     Speed,
 )
 from qcompile.report.schema import Finding as FindingRow
+from qcompile.report.schema_remedies import OutlierRow, RemedySection, RemedyTrial
 from qcompile.runtime.ort import Kernel
 from qcompile.runtime.timing import Timing
 from qcompile.samples import Port
@@ -119,6 +123,45 @@ def int8_share(plan: Plan, model: ir.Model) -> float | None:
     total = sum(work.values())
     done = sum(w for name, w in work.items() if plan.is_quantized(name))
     return done / total if total else None
+
+
+def remedy_section(
+    remedied: Remedied, plan: Plan, model: ir.Model, asked: str
+) -> RemedySection | None:
+    """Say what was tried and done so that 8 bits cost less; None where there was no need.
+
+    Args:
+        remedied: What was done before the plan was made.
+        plan: Has what was done after, too.
+        model: The float graph with its remedies.
+        asked: ``--algorithm``.
+    """
+    remedies = plan.remedies
+    if not remedies and not remedied.trials:
+        return None
+    strengths = [r.strength for r in remedies.rescaled.values() if r.strength is not None]
+    return RemedySection(
+        asked=asked,
+        trials=tuple(
+            RemedyTrial(remedy=t.remedy or "", sqnr_db=decibels(1.0, t.noise), kept=t.kept)
+            for t in remedied.trials
+        ),
+        rescaled=Counter(r.remedy for r in remedies.rescaled.values()),
+        strengths=(min(strengths), max(strengths)) if strengths else None,
+        shifted=len(remedies.shifted),
+        corrected=len(remedies.corrected),
+        outliers=tuple(
+            OutlierRow(
+                node=layer.node,
+                channels=None if layer.run_time else len(layer.channels),
+                columns=layer.columns,
+                share=layer.share,
+            )
+            for layer in outlier_layers(model, remedies)
+        ),
+        left=remedied.left,
+        moved=remedied.moved,
+    )
 
 
 def calibration_summary(

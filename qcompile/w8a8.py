@@ -1,13 +1,15 @@
 """The schemes with 8-bit activations: statistics, plan, and the passes that write the plan in."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
 
 from qcompile import sections
+from qcompile.budget import Budget, within
 from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.collect import collect
 from qcompile.compare.layers import compare_weights
@@ -19,29 +21,36 @@ from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.numerics.regrid import Given
 from qcompile.passes.average_codes import AverageCodes
+from qcompile.passes.correct_bias import CorrectBias
+from qcompile.passes.divide_rows import DivideRows
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.fold_stride import FoldStride
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.pad_channels import PadChannels
-from qcompile.plan import CALIBRATED, Plan
+from qcompile.plan import CALIBRATED, Plan, TensorPlan
+from qcompile.planning.adaround import adarounded
+from qcompile.planning.bias import BiasCorrection, with_corrected_biases
 from qcompile.planning.edited import with_bias_scales
+from qcompile.planning.followed import check_plan
 from qcompile.planning.given import NO_GRID, Kept, select_given, spread, uncalibrated, with_given
-from qcompile.planning.plan import (
-    PROBED,
-    Planner,
-    check_plan,
-    codes_of,
-    wishes_of,
-)
+from qcompile.planning.learning import Learning
+from qcompile.planning.plan import PROBED, Planner, Solve, codes_of, wishes_of
+from qcompile.planning.reconstruct import reconstructed
+from qcompile.planning.replan import Replan
+from qcompile.planning.rounding import Rounded, solve_codes
 from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
-from qcompile.samples import Array, Subset
+from qcompile.remedied import Remedied
+from qcompile.samples import Array, Samples, Subset
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Placement, Target, Types
+
+LEARNED_ON = 256
+"""Calibration samples that codes of weights are learned on, at most."""
 
 LITTLE = 0.25
 """Share of the arithmetic in int8 below which the user is told so."""
@@ -52,23 +61,27 @@ class W8A8:
     """One build in int8 or fp8.
 
     Attributes:
-        loaded: The float model.
+        loaded: The float model, with its remedies.
+        remedied: What they are.
         data: Calibration samples; scheme int8-dynamic needs none.
         recipe: What was asked for.
         target: What the engine runs on.
         device: The kind of it.
         types: Of the codes.
         edited: A plan to follow instead of making one.
+        folder: Where codes that take long to learn are kept; a build that was stopped goes on.
         log: Hears of stages and notices.
     """
 
     loaded: Loaded
+    remedied: Remedied
     data: Split
     recipe: Recipe
     target: Target
     device: str
     types: Types
     edited: Plan | None
+    folder: Path | None
     log: StageLog
 
     def quantize(self, dump_passes: Path | None) -> Quantized:
@@ -84,7 +97,8 @@ class W8A8:
         with log.stage("calibrate"):
             statistics = self._statistics()
         with log.stage("plan"):
-            plan, codes, kept = self._plan(statistics)
+            budget, kept = self._plan(statistics)
+            plan, codes = self._corrected(budget.plan, budget.codes), budget.codes
         self._warn(plan)
         with log.stage("rewrite"):
             model, runs = self._rewrite(plan, codes, dump_passes)
@@ -101,6 +115,7 @@ class W8A8:
             runs=runs,
             weights=compare_weights(_rounded_weights(self.loaded.model, plan, codes)),
             calibration=summary if statistics.tensors else None,
+            budget=budget.section,
             kept=kept,
         )
 
@@ -128,10 +143,9 @@ class W8A8:
         samples = self.data.calibration
         if samples is None or self.recipe.scheme not in CALIBRATED:
             return Statistics({}, 0)
-        model, wishes = self.loaded.model, wishes_of(self.recipe)
-        names = uncalibrated(self._selection(wishes), self._given)
+        names = uncalibrated(self._selection(self._wishes()), self._given)
         return collect(
-            model,
+            self.loaded.model,
             samples,
             names,
             jobs=self.recipe.jobs or 1,
@@ -150,40 +164,116 @@ class W8A8:
         calibrated = self.data.calibration is not None
         return select_given(self.loaded.model, self._given, *about, calibrated=calibrated)
 
-    def _plan(self, statistics: Statistics) -> tuple[Plan, dict[str, Codes], Kept | None]:
-        model, samples = self.loaded.model, self.data.calibration
-        probed = Subset(samples, range(min(PROBED, len(samples)))) if samples else None
+    def _wishes(self) -> Wishes:
+        """Return what stays in float, whatever is measured."""
+        return replace(wishes_of(self.recipe), nodes=self.remedied.floats)
+
+    def _plan(self, statistics: Statistics) -> tuple[Budget, Kept | None]:
+        model, scheme = self.loaded.model, self.recipe.scheme
         if self.edited is not None:
-            digest, scheme = self.loaded.digest, self.recipe.scheme
-            check_plan(self.edited, model, digest, self.target, self.device, scheme)
-            edited = with_bias_scales(self.edited, model, self.target, self.log)
-            return edited, codes_of(edited, model, probed, self.recipe.jobs or 1, self.log), None
-        what = self.recipe, self.target, self.device, self.types
-        planner = Planner(model, statistics, probed, *what, self.log)
-        wishes = wishes_of(self.recipe)
-        if self._given and self.recipe.scheme in CALIBRATED:
-            selection = self._selection(planner.bounded(wishes))
-            choices = planner.kept(selection, self._given)
-            plan = planner.plan(selection, choices)
+            plan = self._followed(self.edited)
+            return Budget(plan, codes_of(plan, self._solver)), None
+        about = self.recipe, self.target, self.device, self.types, self.log
+        learn = self._solver(self.recipe.accuracy.rounding)
+        planner = Planner(model, statistics, self._probed, *about, learn)
+        wishes, select, kept = self._wishes(), planner.selected, None
+        if self._given and scheme in CALIBRATED:
+
+            def select(wishes: Wishes) -> Selection:
+                return self._selection(planner.bounded(wishes))
+
+            selection = select(wishes)
+            plan = planner.plan(selection, planner.kept(selection, self._given))
             plan, kept = with_given(plan, selection, self._given, model, self.types)
-            return plan, {}, kept
-        return *planner.make(wishes), None
+            codes: dict[str, Codes] = {}
+        else:
+            plan, codes = planner.make(wishes)
+        plan = plan.model_copy(update={"remedies": self.remedied.remedies})
+        replan = Replan(planner, wishes, (plan, codes), select)
+        budget = within(replan, self._written, self.loaded, self.data, self.log)
+        plan = budget.plan.model_copy(update={"model": self.loaded.digest})
+        return replace(budget, plan=plan), kept
+
+    def _followed(self, plan: Plan) -> Plan:
+        """Check the plan that the user gave."""
+        model = self.loaded.model.clone()
+        run_passes(model, [CorrectBias(remedies=plan.remedies)], holds=self.loaded.holds)
+        digest, scheme = self.loaded.digest, self.recipe.scheme
+        check_plan(plan, model, digest, self.target, self.device, scheme)
+        return with_bias_scales(plan, model, self.target, self.log)
+
+    @property
+    def _probed(self) -> Samples | None:
+        samples = self.data.calibration
+        return Subset(samples, range(min(PROBED, len(samples)))) if samples else None
+
+    def _solver(self, method: str) -> Solve | None:
+        """Return the way to find codes of weights that has a name; None without samples."""
+        samples, probed, jobs = self.data.calibration, self._probed, self.recipe.jobs or 1
+        if samples is None or probed is None or method == "rtn":
+            return None
+        model, folder = self.loaded.model, self.folder
+        if method == "gptq":
+
+            def solve(
+                tensors: Mapping[str, TensorPlan], nodes: Sequence[str]
+            ) -> dict[str, Rounded]:
+                return solve_codes(model, tensors, nodes, probed, jobs, self.log)
+
+            return solve
+        assert folder is not None  # noqa: S101 - the pipeline gives one where codes are learned
+        learned_on = Subset(samples, range(min(LEARNED_ON, len(samples))))
+        options = self.recipe.accuracy.steps, self.recipe.accuracy.seed
+
+        def learn(tensors: Mapping[str, TensorPlan], nodes: Sequence[str]) -> dict[str, Rounded]:
+            what = model, tensors, nodes, learned_on, jobs, self.log, folder
+            work = Learning(*what, *options)
+            return adarounded(work) if method == "adaround" else reconstructed(work)
+
+        return learn
+
+    def _corrected(self, plan: Plan, codes: dict[str, Codes]) -> Plan:
+        """Return the plan with corrections of biases, where they are asked for or are needed."""
+        samples, accuracy = self.data.calibration, self.recipe.accuracy
+        wanted = accuracy.asks("bias-correction") or self.remedied.loud
+        possible = self.recipe.scheme in CALIBRATED and not self._given
+        if self.edited is not None or samples is None or not wanted or not possible:
+            return plan
+        model, jobs = self.loaded.model, self.recipe.jobs or 1
+        with tempfile.TemporaryDirectory() as folder:
+            about = plan, samples, jobs, self.log, Path(folder), accuracy.correction
+            found = BiasCorrection(model, self._written(plan, codes), *about).corrections()
+        remedies = plan.remedies.model_copy(update={"corrected": found})
+        plan = plan.model_copy(update={"remedies": remedies})
+        return with_corrected_biases(plan, model, self.target)
+
+    def _written(self, plan: Plan, codes: dict[str, Codes]) -> ir.Model:
+        """Return the float graph with a plan written in, in the form that targets share."""
+        model = self.loaded.model.clone()
+        run_passes(model, self._shared(plan, codes), holds=self.loaded.holds)
+        return model
 
     def _rewrite(
         self, plan: Plan, codes: dict[str, Codes], dump_passes: Path | None
     ) -> tuple[ir.Model, list[PassRun]]:
         model = self.loaded.model.clone()
-        passes: list[GraphPass] = [DynamicMatmul(plan=plan)]
-        inputs = self.target.placement is Placement.INPUTS
-        if self.recipe.scheme in CALIBRATED and inputs:
-            passes = [InsertQdq(plan=plan, codes=codes, hand_on=False)]
-        elif self.recipe.scheme in CALIBRATED:
-            passes = [InsertQdq(plan=plan, codes=codes)]
+        passes = self._shared(plan, codes)
+        islands = self.target.placement is not Placement.INPUTS
+        if self.recipe.scheme in CALIBRATED and islands:
             if self.target.device_option == "--cpu":  # forms that x86 kernels are fast on
                 passes += [FoldStride(), PadChannels(), AverageCodes()]
             passes.append(FenceFloatNodes())
         folder = dump_passes / "quantize" if dump_passes else None
         return model, run_passes(model, passes, holds=self.loaded.holds, dump_dir=folder)
+
+    def _shared(self, plan: Plan, codes: dict[str, Codes]) -> list[GraphPass]:
+        """Return the passes that write a plan."""
+        if self.recipe.scheme not in CALIBRATED:
+            by_row = self.recipe.accuracy.asks("llm-int8") or plan.remedies.outliers
+            return [*([DivideRows(plan=plan)] if by_row else []), DynamicMatmul(plan=plan)]
+        hand_on = self.target.placement is not Placement.INPUTS
+        correct = [CorrectBias(remedies=plan.remedies)] if plan.remedies.corrected else []
+        return [*correct, InsertQdq(plan=plan, codes=codes, hand_on=hand_on)]
 
 
 def _rounded_weights(

@@ -16,7 +16,8 @@ from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.plan import Plan
 from qcompile.planning.costs import estimate
-from qcompile.planning.plan import check_plan, wishes_of
+from qcompile.planning.followed import check_plan
+from qcompile.planning.plan import wishes_of
 from qcompile.planning.sequence import Job, round_weights, solve_weights
 from qcompile.planning.weights import WeightSelection, select_weights
 from qcompile.progress import StageLog

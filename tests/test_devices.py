@@ -117,7 +117,10 @@ def test_what_computes_in_float_becomes(options, found):
             {"target": "tensorrt", "scheme": "weight-only", "high_precision": "bf16", "sm": (87,)},
             "--high-precision bf16: scales of weights in few bits are fp32 or fp16",
         ),
-        ({"high_precision": "fp16"}, "--target ort-cpu has no scheme fp16; it has: --int8"),
+        (
+            {"high_precision": "fp16"},
+            "--high-precision fp16: --target ort-cpu has no scheme fp16",
+        ),
         ({"half_ports": True}, "--half-ports: what computes in float is fp32 here"),
         ({"target": "tensorrt", "high_precision": "fp32", "half_ports": True}, "--half-ports: "),
     ],

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -296,7 +296,6 @@ def build(
     """
     weights = {
         "bits": 4 if int4 else weight_bits,
-        "algorithm": algorithm,
         "group_size": group_size,
         "asymmetric": asymmetric or None,
         "accuracy_level": accuracy_level,
@@ -340,7 +339,7 @@ def build(
         "metric": metric,
         "jobs": jobs,
     }
-    asked = recipe_from(said(options), recipe)
+    asked = recipe_from(said({**options, **_algorithm(algorithm, said(options), recipe)}), recipe)
     if asked.scheme != "weight-only" and said(weights):
         name = next(iter(said(weights))).replace("_", "-")
         raise RecipeError(f"--{name} is for weights in few bits: add --int4 or --weight-bits N")
@@ -372,6 +371,17 @@ def build(
             screen.answer(error.report, render)
         raise
     screen.answer(report, render)
+
+
+def _algorithm(
+    name: str | None, options: dict[str, Any], file: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Return what ``--algorithm`` means for the scheme that the options or the recipe ask for."""
+    if name is None:
+        return {}
+    if recipe_from(options, file).scheme == "weight-only":
+        return {"weights": {**options.get("weights", {}), "algorithm": name}}
+    return {"accuracy": {"algorithms": name if name == "auto" else name.split("+")}}
 
 
 def _scheme(asked: Mapping[str, object]) -> str | None:

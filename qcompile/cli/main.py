@@ -20,6 +20,7 @@ from qcompile.cli import (
     export,
     inspect,
     passes,
+    sensitivity,
     targets,
 )
 from qcompile.cli.exits import exit_code
@@ -61,6 +62,7 @@ _add(compare.compare, compare.EPILOG)
 _add(inspect.inspect, inspect.EPILOG)
 _add(check.check, check.EPILOG)
 _add(bench.bench, bench.EPILOG)
+_add(sensitivity.sensitivity, sensitivity.EPILOG)
 _add(passes.passes, passes.EPILOG)
 _add(targets.targets, targets.EPILOG)
 _add(doctor.doctor, doctor.EPILOG)

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from qcompile.errors import RecipeError
-from qcompile.recipe import Algorithm as AlgorithmName
 from qcompile.recipe import Cpu, Method
 from qcompile.recipe import HighPrecision as HighPrecisionName
 
@@ -113,13 +112,15 @@ WeightBits = Annotated[
     ),
 ]
 Algorithm = Annotated[
-    AlgorithmName | None,
+    str | None,
     typer.Option(
-        metavar="NAME",
-        help="How codes are found: rtn (nearest, needs no data), gptq, awq, awq+gptq, or auto: for "
-        "each layer the one with the least output error on held-back samples.",
+        metavar="NAME[+NAME]",
+        help="What keeps accuracy. Weights in few bits: rtn (nearest, needs no data), gptq, awq, "
+        "awq+gptq. 8-bit activations: equalize, absorb-bias, smoothquant, llm-int8, "
+        "bias-correction, and to round weights rtn, gptq, adaround or brecq. auto measures, and "
+        "keeps what helps.",
         show_default="auto",
-        rich_help_panel=WEIGHTS,
+        rich_help_panel=PRECISION,
     ),
 ]
 GroupSize = Annotated[

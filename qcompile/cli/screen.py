@@ -11,7 +11,7 @@ from qcompile.errors import OutputError
 from qcompile.progress import Silent
 from qcompile.report.json_text import json_text
 from qcompile.report.progress import ConsoleProgress
-from qcompile.report.schema import Section
+from qcompile.report.section import Section
 
 WIDTH = (80, 120)
 """Least and most columns that an answer takes."""

@@ -12,7 +12,7 @@ Metrics that come with qcompile have a name of their own: ``perplexity``.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from qcompile.compare.results import Score
 from qcompile.errors import RecipeError
 from qcompile.functions import function_named
 from qcompile.numerics.intervals import Interval, jackknife_interval, mean_interval
-from qcompile.samples import Array, Feeds
+from qcompile.samples import Array, Feeds, Samples
 
 Outputs = Mapping[str, Array]
 
@@ -80,14 +80,7 @@ class MetricTally:
             RecipeError: The metric fails, or returns no number where it has no ``aggregate``.
         """
         for outputs, values in ((reference, self._float), (test, self._engine)):
-            try:
-                value = self._metric.measure(outputs, label, feeds)
-                values.append(value if self._metric.aggregate else float(value))
-            except (Exception, SystemExit) as error:
-                raise RecipeError(
-                    f"metric {self._metric.name!r} fails on {sample}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+            values.append(_measured(self._metric, outputs, label, feeds, sample))
 
     def score(self) -> Score:
         """Return the score of both models, with the paired interval of the difference.
@@ -124,12 +117,47 @@ class MetricTally:
         return interval if interval and all(map(math.isfinite, interval)) else None
 
     def _value(self, values: list[Any], kept: "np.typing.NDArray[np.intp]") -> float:
-        chosen = [values[i] for i in kept]
-        if self._metric.aggregate is None:
-            return math.fsum(chosen) / len(chosen)
-        try:
-            return float(self._metric.aggregate(chosen))
-        except (Exception, SystemExit) as error:
-            raise RecipeError(
-                f"metric {self._metric.name!r}: aggregate fails: {type(error).__name__}: {error}"
-            ) from error
+        return _together(self._metric, [values[i] for i in kept])
+
+
+def value_of(metric: Metric, outputs: Sequence[Outputs], samples: Samples) -> float:
+    """Return a metric of one model, NaN or infinite where it is not defined.
+
+    Args:
+        metric: The user's.
+        outputs: Of the model, for each sample.
+        samples: Have the labels and feeds.
+
+    Raises:
+        RecipeError: The metric fails, or returns no number.
+    """
+    values = [
+        _measured(metric, found, samples.label(i), samples[i], samples.name(i))
+        for i, found in enumerate(outputs)
+    ]
+    return _together(metric, values)
+
+
+def _measured(
+    metric: Metric, outputs: Outputs, label: Array | None, feeds: Feeds, sample: str
+) -> Any:  # noqa: ANN401 (whatever aggregate takes)
+    """Return what the metric says of one sample."""
+    try:
+        value = metric.measure(outputs, label, feeds)
+        return value if metric.aggregate else float(value)
+    except (Exception, SystemExit) as error:
+        raise RecipeError(
+            f"metric {metric.name!r} fails on {sample}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _together(metric: Metric, values: list[Any]) -> float:
+    """Return the metric of several samples."""
+    if metric.aggregate is None:
+        return math.fsum(values) / len(values)
+    try:
+        return float(metric.aggregate(values))
+    except (Exception, SystemExit) as error:
+        raise RecipeError(
+            f"metric {metric.name!r}: aggregate fails: {type(error).__name__}: {error}"
+        ) from error

@@ -38,6 +38,20 @@ class Search(NamedTuple):
     least: float
 
 
+class Descent(NamedTuple):
+    """What ``descend`` needs beside its matrices.
+
+    Attributes:
+        high: Largest code.
+        sweeps: How often each row is gone through at most.
+        damping: Added to the Hessian's diagonal.
+    """
+
+    high: int
+    sweeps: int
+    damping: float
+
+
 @njit(cache=True, nogil=True)
 def find_grids(
     weights: Floats, importance: Floats, steps: Floats, search: Search
@@ -190,3 +204,37 @@ def round_columns(
             for column in range(columns):
                 work[start + row, column] = left[column, row]
                 codes[start + row, column] = taken[column, row]
+
+
+@njit(cache=True, nogil=True)
+def descend(
+    errors: Floats, pull: Floats, steps: Floats, hessian: Floats, search: Descent, codes: Codes
+) -> None:
+    """Move one code after another to where its row's error is least, the others as they are.
+
+    Args:
+        errors: ``(R, K)``, weights minus what their codes stand for; changed.
+        pull: ``(R, K)``, errors times the Hessian; changed.
+        steps: ``(R, K)``, what one code more adds to the weight.
+        hessian: ``(K, K)``, without its damping.
+        search: Its damping, and the bounds.
+        codes: ``(R, K)``, changed.
+    """
+    damping, top = search.damping, float(search.high)
+    for row in range(len(codes)):
+        for _ in range(search.sweeps):
+            moved = False
+            for column in range(codes.shape[1]):
+                curve, old = hessian[column, column] + damping, float(codes[row, column])
+                if curve == 0.0:
+                    continue
+                force = pull[row, column] + damping * errors[row, column]
+                by = np.rint(force / (curve * steps[row, column]))
+                new = min(max(old + by, 0.0), top)
+                if new != old:
+                    change = (new - old) * steps[row, column]
+                    pull[row] -= change * hessian[column]
+                    errors[row, column] -= change
+                    codes[row, column], moved = np.uint8(new), True
+            if not moved:
+                break

@@ -1,6 +1,6 @@
-"""From a graph and its statistics to a plan, and the checks on a plan that a user edited."""
+"""From a graph and its statistics to a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -10,8 +10,7 @@ from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.numerics.regrid import Given
-from qcompile.plan import CALIBRATED, FLOATS, Plan, TensorPlan
-from qcompile.planning.edited import check_grids
+from qcompile.plan import FLOATS, Plan, TensorPlan
 from qcompile.planning.given import KEPT
 from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
@@ -30,16 +29,25 @@ from qcompile.planning.switchboard import Switchboard, judged_values
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
-from qcompile.recipe import Recipe
+from qcompile.recipe import Recipe, Rounding
 from qcompile.samples import Samples, Subset
 from qcompile.statistics import Statistics
-from qcompile.targets.target import OPTIONS, Role, Target, Types
+from qcompile.targets.target import Target, Types
+
+Solve = Callable[[Mapping[str, TensorPlan], Sequence[str]], dict[str, Rounded]]
+"""Finds codes for weights, given their grids and the nodes that compute on codes."""
+
+SOLVED: tuple[Rounding, ...] = ("gptq", "adaround", "brecq")
+"""Methods of weights whose codes are solved for."""
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
 
 GOOD_WORK = 1e12
 """Multiply-adds that judging all layers at the outputs may cost: some 30 s on two cores."""
+
+EVERYTHING = 20
+"""Runs of the model that trying a remedy may cost, ranges included."""
 
 MOST_WORK = 4e12
 """... and where a single sample costs more than this, layers are not judged there at all."""
@@ -88,6 +96,7 @@ class Planner:
         device: What the engine runs on.
         types: Of the codes.
         progress: Hears of the steps.
+        learn: Finds codes of weights in the recipe's way; None where that is GPTQ, or none at all.
     """
 
     model: ir.Model
@@ -98,6 +107,7 @@ class Planner:
     device: str
     types: Types
     progress: Progress
+    learn: Solve | None = None
 
     def make(self, wishes: Wishes) -> tuple[Plan, dict[str, Codes]]:
         """Decide precision, type, scale and zero point of everything.
@@ -106,7 +116,7 @@ class Planner:
             wishes: What stays in float.
 
         Returns:
-            The plan, and the codes of the weights that were solved for (method ``gptq``).
+            The plan, and the codes of the weights that were solved for.
         """
         selection = self.selected(wishes)
         if not selection.activations or self.samples is None:
@@ -124,18 +134,51 @@ class Planner:
             wishes: What stays in float anyway.
             samples: For measured choices.
         """
-        if not self.recipe.keep_accuracy:
-            return self.plan(selection, self.choose(selection, samples)), {}
+        grids, solved = self._solved(selection, samples)
+        if self.recipe.keep_accuracy:
+            plan = self._protected(selection, wishes, solved, samples)
+        else:
+            plan = self.plan(selection, self.choose(selection, samples))
+        return _marked(plan, grids, solved, self.recipe.accuracy.rounding)
+
+    def _solved(
+        self, selection: Selection, samples: Samples
+    ) -> tuple[dict[str, TensorPlan], dict[str, Rounded]]:
+        """Return the grids of the weights, and codes where they beat the nearest ones."""
+        accuracy = self.recipe.accuracy
+        left = accuracy.algorithms == "auto" and not self.recipe.keep_accuracy
+        if left or accuracy.rounding == "rtn":
+            return {}, {}
         grids = {
             name: weight_plan(values_of(self.model, name), axis, self.types)
             for name, axis in selection.weights.items()
             if axis is not None
         }
         nodes = [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
-        solved = solve_codes(
-            self.model, grids, nodes, samples, self.recipe.jobs or 1, self.progress
-        )
-        return _marked(self._protected(selection, wishes, solved, samples), grids, solved)
+        if self.learn is not None:
+            return grids, self.learn(grids, nodes)
+        jobs = self.recipe.jobs or 1
+        return grids, solve_codes(self.model, grids, nodes, samples, jobs, self.progress)
+
+    def everything(self, wishes: Wishes) -> float | None:
+        """Return the noise at the outputs with all on codes that may be, weights rounded plainly.
+
+        Returns:
+            Noise power over signal power; None where it cannot be measured: no samples, nothing to
+            round, no output to judge, or a model that is too large.
+        """
+        selection = self.selected(wishes)
+        if self.samples is None or not selection.activations or not judged_values(self.model.graph):
+            return None
+        work = sum(multiply_adds(node) for node in self.model.graph)
+        count = _affordable(work, EVERYTHING, len(self.samples))
+        if not count:
+            return None
+        choices = self.choose(selection, self.samples)
+        plan, judged = self.plan(selection, choices), Subset(self.samples, range(count))
+        jobs = self.recipe.jobs or 1
+        board = Switchboard(self.model, selection, plan, self.types, {}, judged, jobs)
+        return all_noise(board, choices)
 
     def bounded(self, wishes: Wishes) -> Wishes:
         """Return the wishes with those for tensors that hold infinite values."""
@@ -239,7 +282,7 @@ class Planner:
         cost = {
             node.name or "": float_work(node, selection, self.target) for node in self.model.graph
         }
-        kept = too_loud(alone, cost, sum(work.values()), total)
+        kept = too_loud(alone, cost, sum(work.values()), total, self.recipe.scheme)
         if kept:
             fewer = self.selected(replace(wishes, nodes={**wishes.nodes, **kept}))
             again = judge(fewer, self.choose(fewer, samples))
@@ -279,34 +322,41 @@ def _affordable(work: float, units: int, samples: int) -> int:
     return min(samples, max(1, int(GOOD_WORK / once)))
 
 
-def codes_of(
-    plan: Plan, model: ir.Model, samples: Samples | None, jobs: int, progress: Progress
-) -> dict[str, Codes]:
+def codes_of(plan: Plan, solve: Callable[[str], Solve | None]) -> dict[str, Codes]:
     """Solve again for the weights that a plan says were solved for.
+
+    Args:
+        plan: To be followed.
+        solve: The way to do it, by its name; None where there are no samples.
 
     Raises:
         PlanError: There are no samples to solve with.
     """
-    wanted = {name: tensor for name, tensor in plan.tensors.items() if tensor.method == "gptq"}
-    if not wanted:
-        return {}
-    if samples is None:
-        raise PlanError("--plan: it has weights of method gptq: give --calib to solve for them")
     nodes = [name for name, entry in plan.nodes.items() if entry.precision == "int8"]
-    solved = solve_codes(model, wanted, nodes, samples, jobs, progress)
-    return {name: rounded.codes for name, rounded in solved.items()}
+    found: dict[str, Codes] = {}
+    for method in SOLVED:
+        wanted = {name: tensor for name, tensor in plan.tensors.items() if tensor.method == method}
+        if not wanted:
+            continue
+        way = solve(method)
+        if way is None:
+            raise PlanError(
+                f"--plan: it has weights of method {method}: give --calib to solve for them"
+            )
+        found |= {name: rounded.codes for name, rounded in way(wanted, nodes).items()}
+    return found
 
 
 def _marked(
-    plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded]
+    plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded], method: str
 ) -> tuple[Plan, dict[str, Codes]]:
     """Note in the plan which weights were solved for; not those whose grid has changed since."""
     tensors = dict(plan.tensors)
     codes: dict[str, Codes] = {}
     for name, rounded in solved.items():
         if name in tensors and tensors[name].scale == grids[name].scale:
-            errors = {"plain": rounded.plain**0.5, "gptq": rounded.solved**0.5}
-            update = {"method": "gptq", "errors": {k: _short(v) for k, v in errors.items()}}
+            errors = {"plain": rounded.plain**0.5, method: rounded.solved**0.5}
+            update = {"method": method, "errors": {k: _short(v) for k, v in errors.items()}}
             tensors[name] = tensors[name].model_copy(update=update)
             codes[name] = rounded.codes
     return plan.model_copy(update={"tensors": tensors}), codes
@@ -336,69 +386,6 @@ def assemble(
         tensors=tensors,
         nodes=selection.nodes,
     )
-
-
-def check_plan(
-    plan: Plan, model: ir.Model, digest: str, target: Target, device: str, scheme: str
-) -> None:
-    """Check a plan that the user gave against the model, of that digest, and the target.
-
-    Raises:
-        PlanError: It was made for something else, or names what the model lacks.
-    """
-    for what, found, wanted, option in (
-        ("target", plan.target, target.name, f"--target {plan.target}"),
-        ("device", plan.device, device, f"{target.device_option} {plan.device}"),
-        ("scheme", plan.scheme, scheme, OPTIONS.get(plan.scheme, "another scheme")),
-    ):
-        if found != wanted:
-            raise PlanError(
-                f"--plan: it is for {what} {found}, this build is for {wanted}: build with "
-                f"{option}, or without --plan"
-            )
-    if plan.model != digest:
-        raise PlanError("--plan: it belongs to another model (the graph's sha256 differs)")
-    nodes = {node.name: node for node in model.graph.all_nodes()}
-    for name, entry in plan.nodes.items():
-        if name not in nodes:
-            raise PlanError(f"--plan: node {name} is not in the model")
-        if nodes[name].op_type != entry.op:
-            raise PlanError(f"--plan: node {name} is a {nodes[name].op_type}, not a {entry.op}")
-    _check_precisions(plan, nodes, target, scheme)
-    values = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
-    values |= {out.name for node in model.graph for out in node.outputs}
-    for name in plan.tensors:
-        if name not in values:
-            raise PlanError(f"--plan: tensor {name} is not in the model")
-    check_grids(plan, model, target, device)
-
-
-def _check_precisions(
-    plan: Plan, nodes: Mapping[str | None, ir.Node], target: Target, scheme: str
-) -> None:
-    rules = target.rules(scheme)
-    for name, entry in plan.nodes.items():
-        if entry.precision in FLOATS:
-            continue
-        if entry.precision != scheme:
-            raise PlanError(
-                f"--plan: node {name} is {entry.precision}, but the plan is {scheme}: write that, "
-                "or float"
-            )
-        node = nodes[name]
-        rule = rules.get(node.op_type)
-        if rule is None or node.domain:
-            raise PlanError(f"--plan: node {name}: {target.name} has no {scheme} {entry.op}")
-        if scheme not in CALIBRATED or rule.role in (Role.ABSORBED, Role.RESIDUAL):
-            continue
-        for index in rule.activations or range(len(node.inputs)):
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is not None and value.name not in plan.tensors:
-                raise PlanError(
-                    f"--plan: node {name} is {scheme}, but tensor {value.name} has no grid"
-                )
-        if rule.weight is not None and (node.inputs[rule.weight].name or "") not in plan.tensors:  # type: ignore[union-attr]
-            raise PlanError(f"--plan: node {name} is {scheme}, but its weight has no grid")
 
 
 def _short(value: float) -> float:

@@ -86,7 +86,11 @@ def unit_noise(
 
 
 def too_loud(
-    alone: Mapping[str, float], cost: Mapping[str, float], arithmetic: float, total: float
+    alone: Mapping[str, float],
+    cost: Mapping[str, float],
+    arithmetic: float,
+    total: float,
+    scheme: str,
 ) -> dict[str, str]:
     """Choose the nodes to leave in float, loudest for what they cost there first.
 
@@ -95,6 +99,7 @@ def too_loud(
         cost: Node to its work in float, in multiply-adds; see ``pays.float_work``.
         arithmetic: Multiply-adds of the whole model.
         total: Noise with everything rounded.
+        scheme: int8 or fp8, for the reason.
 
     Returns:
         Node to the reason.
@@ -112,7 +117,7 @@ def too_loud(
         if share < SHARE or share < WORTH * price[unit] or spent + price[unit] > FLOAT_WORK:
             continue
         kept[unit] = (
-            f"in int8 it alone causes {share:.0%} of the noise at the outputs; "
+            f"in {scheme} it alone causes {share:.0%} of the noise at the outputs; "
             f"in float it costs {price[unit]:.1%} of the arithmetic"
         )
         left, spent = left - alone[unit], spent + price[unit]

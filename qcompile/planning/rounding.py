@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompile.graph.walk import is_op
 from qcompile.numerics.gptq import round_columns
 from qcompile.numerics.grids import Codes
 from qcompile.numerics.hessian import output_error
 from qcompile.plan import TensorPlan
+from qcompile.planning.int8_layers import Int8Layer, int8_layers
 from qcompile.planning.layer_inputs import input_rows
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
@@ -55,17 +55,6 @@ class Rounded:
     solved: float
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A weighted node; its weight is seen as rows ``(groups, R, columns)``."""
-
-    node: ir.Node
-    weight: str
-    tensor: TensorPlan
-    groups: int
-    columns: int
-
-
 def solve_codes(
     model: ir.Model,
     tensors: Mapping[str, TensorPlan],
@@ -84,7 +73,7 @@ def solve_codes(
         jobs: Layers solved at once.
         progress: Hears "plan: weights", and of layers that are too large.
     """
-    layers = _affordable(list(_layers(model, tensors, set(nodes))), progress)
+    layers = _affordable(list(int8_layers(model, tensors, set(nodes))), progress)
     found: dict[str, Rounded] = {}
     done = 0
     for group in _chunks(layers):
@@ -100,28 +89,7 @@ def solve_codes(
     return found
 
 
-def _layers(
-    model: ir.Model, tensors: Mapping[str, TensorPlan], nodes: set[str]
-) -> Iterator[_Layer]:
-    seen: set[str] = set()
-    for node in model.graph:
-        if node.name not in nodes or not is_op(node, "Conv", "MatMul", "Gemm"):
-            continue
-        value = node.inputs[1]
-        name = (value.name or "") if value is not None else ""
-        tensor = tensors.get(name)
-        if value is None or value.const_value is None or tensor is None or name in seen:
-            continue
-        seen.add(name)  # a shared weight is solved for its first reader
-        shape = value.const_value.shape.numpy()
-        if is_op(node, "Conv"):
-            groups = node.attributes.get_int("group", 1)
-            yield _Layer(node, name, tensor, groups, int(np.prod(shape[1:])))
-        else:
-            yield _Layer(node, name, tensor, 1, int(shape[1 - (tensor.axis or 0)]))
-
-
-def _affordable(layers: list[_Layer], progress: Progress) -> list[_Layer]:
+def _affordable(layers: list[Int8Layer], progress: Progress) -> list[Int8Layer]:
     kept, work = [], 0.0
     for layer in sorted(layers, key=lambda layer: layer.columns):
         size = len(layer.tensor.scale) * layer.columns**2 / 2
@@ -136,9 +104,9 @@ def _affordable(layers: list[_Layer], progress: Progress) -> list[_Layer]:
     return kept
 
 
-def _chunks(layers: list[_Layer]) -> Iterator[list[_Layer]]:
+def _chunks(layers: list[Int8Layer]) -> Iterator[list[Int8Layer]]:
     """Yield layers whose Hessians fit into memory together."""
-    chunk: list[_Layer] = []
+    chunk: list[Int8Layer] = []
     size = 0
     for layer in layers:
         need = 16 * layer.groups * layer.columns**2
@@ -152,13 +120,13 @@ def _chunks(layers: list[_Layer]) -> Iterator[list[_Layer]]:
 
 
 def _hessians(
-    model: ir.Model, layers: list[_Layer], samples: Samples
+    model: ir.Model, layers: list[Int8Layer], samples: Samples
 ) -> tuple[list[Floats], list[Floats]]:
     """Return ``X^T X`` of each layer over the samples that fit and over those that judge."""
     tapped = model.clone()
     values = {v.name: v for v in tapped.graph.inputs}
     values |= {out.name: out for node in tapped.graph for out in node.outputs}
-    names = list(dict.fromkeys(layer.node.inputs[0].name or "" for layer in layers))  # type: ignore[union-attr]
+    names = list(dict.fromkeys(layer.x for layer in layers))
     inputs = {v.name for v in tapped.graph.inputs}
     tapped.graph.outputs.clear()
     tapped.graph.outputs.extend(values[name] for name in names if name not in inputs)
@@ -170,24 +138,16 @@ def _hessians(
         data: dict[str, Array] = {**feeds, **(session.run(feeds) if session else {})}
         judges = index % 4 == 3
         for number, layer in enumerate(layers):
-            x = data[layer.node.inputs[0].name or ""].astype(np.float64)  # type: ignore[union-attr]
+            x = data[layer.x].astype(np.float64)
             rows = input_rows(layer.node, x, POSITIONS)
             product = np.matmul(rows.transpose(0, 2, 1), rows)
             (judging if judges else fitting)[number] += product
     return fitting, judging if len(samples) >= 4 else fitting
 
 
-def _solved(layer: _Layer, fitting: Floats, judging: Floats) -> Rounded | None:
+def _solved(layer: Int8Layer, fitting: Floats, judging: Floats) -> Rounded | None:
     """Solve one layer; None where plain rounding is as good."""
-    value = layer.node.inputs[1]
-    assert value is not None  # noqa: S101 - _layers saw it
-    assert value.const_value is not None  # noqa: S101
-    weights = value.const_value.numpy()
-    axis = layer.tensor.axis or 0
-    high = 63 if layer.tensor.reduce_range else 127
-    rows = np.moveaxis(weights, axis, 0).reshape(layer.groups, -1, layer.columns)
-    rows = rows.astype(np.float64)
-    scales = layer.tensor.scales().astype(np.float64).reshape(layer.groups, -1)
+    rows, scales, high = layer.rows(), layer.scales(), layer.high
     plain = np.clip(np.rint(rows / scales[..., None]), -high, high)
     solved = np.stack(
         [round_columns(rows[g], scales[g], fitting[g], high) for g in range(layer.groups)]
@@ -198,6 +158,4 @@ def _solved(layer: _Layer, fitting: Floats, judging: Floats) -> Rounded | None:
     )
     if power <= 0 or errors[1] >= errors[0]:
         return None
-    moved = solved.reshape(np.moveaxis(weights, axis, 0).shape)
-    codes = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
-    return Rounded(codes, errors[0] / power, errors[1] / power)
+    return Rounded(layer.shaped(solved), errors[0] / power, errors[1] / power)

@@ -64,9 +64,12 @@ class Switchboard:
     Attributes:
         units: Names of the nodes that can be switched, in graph order.
         tensors: Unit to the activations it reads through a grid.
+        outputs: What ``run`` calls the values at which errors are judged.
+        own: The model's outputs to what ``run`` calls them, where a metric is to score them.
+        reference: What ``run`` gives with all switches off.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all that an answer depends on)
         self,
         model: ir.Model,
         selection: Selection,
@@ -75,6 +78,8 @@ class Switchboard:
         codes: Mapping[str, Codes],
         samples: Samples,
         jobs: int,
+        *,
+        scored: bool = False,
     ) -> None:
         """Build the graph and run the samples once with all switches off.
 
@@ -86,16 +91,19 @@ class Switchboard:
             codes: Solved codes of weights; others round to the nearest.
             samples: A few samples; each question runs all of them.
             jobs: Samples measured at once.
+            scored: Give the model's own outputs too, for a metric.
         """
         self.samples, self.jobs, self.types = samples, jobs, types
         graph = model.clone()
-        wiring = _Wiring(graph, selection, plan, types, codes)
+        wiring = _Wiring(graph, selection, plan, types, codes, scored=scored)
         self.units, self.tensors = wiring.units, wiring.tensors
         self.grids = wiring.grids
         self.session = Session(graph, threads=1)
-        self.outputs = [port.name for port in self.session.outputs]
+        names = [port.name for port in self.session.outputs]
+        self.outputs = names[: wiring.judged]
+        self.own = {name: names[place] for name, place in wiring.own.items()}
         self.reference: list[dict[str, Array]] = []
-        self.reference = self._run({}, ())
+        self.reference = self.run({}, ())
 
     def noise(self, ranges: Mapping[str, Range], on: Collection[str]) -> float:
         """Return the mean over outputs of noise power over signal power.
@@ -104,16 +112,23 @@ class Switchboard:
             ranges: Range of each activation.
             on: The units that round.
         """
-        found = self._run(ranges, on)
-        totals: dict[str, ErrorSums] = {}
-        for expected, rounded in zip(self.reference, found, strict=True):
-            for name in self.outputs:
-                sums = error_sums(expected[name], rounded[name])
-                totals[name] = totals.get(name, ErrorSums()) + sums
-        shares = [total.relative_l2**2 for total in totals.values() if total.signal > 0]
-        return float(np.mean(shares)) if shares else 0.0
+        return self.noise_of(self.run(ranges, on))
 
-    def _run(self, ranges: Mapping[str, Range], on: Collection[str]) -> list[dict[str, Array]]:
+    def noise_of(self, found: Sequence[Mapping[str, Array]]) -> float:
+        """Return the noise of what ``run`` gave."""
+        return mean_noise(self.reference, found, self.outputs)
+
+    def scored(self, found: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Return the model's own outputs, by their names, of what ``run`` gave."""
+        return [{name: arrays[label] for name, label in self.own.items()} for arrays in found]
+
+    def run(self, ranges: Mapping[str, Range], on: Collection[str]) -> list[dict[str, Array]]:
+        """Return what each sample gives.
+
+        Args:
+            ranges: Range of each activation.
+            on: The units that round.
+        """
         feeds: dict[str, Array] = {_switch(unit): np.asarray(unit in on) for unit in self.units}
         for name in self.grids:
             scale, zero = activation_grid(*ranges.get(name, (0.0, 1.0)), self.types)
@@ -126,6 +141,27 @@ class Switchboard:
 
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(one, range(len(self.samples))))
+
+
+def mean_noise(
+    reference: Sequence[Mapping[str, Array]],
+    found: Sequence[Mapping[str, Array]],
+    names: Sequence[str],
+) -> float:
+    """Return the mean over outputs of noise power over signal power, samples taken together.
+
+    Args:
+        reference: Arrays of each sample by name.
+        found: The same, with errors.
+        names: Of those that count; what is zero throughout is left out.
+    """
+    totals: dict[str, ErrorSums] = {}
+    for expected, rounded in zip(reference, found, strict=True):
+        for name in names:
+            sums = error_sums(expected[name], rounded[name])
+            totals[name] = totals.get(name, ErrorSums()) + sums
+    shares = [total.relative_l2**2 for total in totals.values() if total.signal > 0]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def _switch(unit: str) -> str:
@@ -142,6 +178,8 @@ class _Wiring:
         plan: Plan,
         types: Types,
         codes: Mapping[str, Codes],
+        *,
+        scored: bool,
     ) -> None:
         self.graph, self.plan, self.selection = model.graph, plan, selection
         self.types, self.codes = types, codes
@@ -152,7 +190,8 @@ class _Wiring:
         self.rounded: dict[str, ir.Value] = {}
         self.originals: dict[ir.Value, ir.Value] = {}
         self.units: list[str] = []
-        self._judge()
+        self.own: dict[str, int] = {}
+        self.judged = self._judge(scored=scored)
         nodes = [n for n in model.graph if self._is_unit(n)]
         for node in nodes:
             self._flag(node)
@@ -169,11 +208,19 @@ class _Wiring:
             return False
         return entry.reason != Role.CARRIER.value
 
-    def _judge(self) -> None:
-        """Export the values at which errors are judged."""
+    def _judge(self, *, scored: bool) -> int:
+        """Export the values at which errors are judged; behind them the outputs to be scored.
+
+        Returns:
+            How many values errors are judged at.
+        """
         found = judged_values(self.graph)
+        own = list(dict.fromkeys(self.graph.outputs)) if scored else []
         self.graph.outputs.clear()
         self.graph.outputs.extend(found)
+        self.graph.outputs.extend(value for value in own if value not in found)
+        self.own = {str(value.name): self.graph.outputs.index(value) for value in own}
+        return len(found)
 
     def _end(self, node: ir.Node) -> ir.Value | None:
         """Return the value behind a unit that its float readers see rounded, if there is one."""

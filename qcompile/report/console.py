@@ -10,7 +10,9 @@ from rich.text import Text
 
 from qcompile.plan import FLOATS
 from qcompile.report import text
+from qcompile.report.console_budget import budget_lines
 from qcompile.report.console_delivery import delivery_lines
+from qcompile.report.console_remedies import remedy_lines
 from qcompile.report.console_source import source_lines
 from qcompile.report.console_training import training_lines
 from qcompile.report.console_weights import weight_lines
@@ -51,6 +53,8 @@ def render(report: Report) -> RenderableType:
             ("training", training_lines(report.training)),
             ("source", source_lines(report.source)),
             ("calibration", _calibration(report)),
+            ("remedies", remedy_lines(report.remedies)),
+            ("budget", budget_lines(report.budget)),
             ("plan", plan_lines(report.plan)),
             ("in float", float_table(report.plan.float_nodes)),
             ("kernels", _kernels(report)),
@@ -257,17 +261,13 @@ def _output(row: OutputRow, simulated: OutputRow | None) -> tuple[str, ...]:
     note = f" ({row.note})" if row.note else ""
     equal = f": {text.percent(row.equal)} equal" if row.equal is not None else ""
     return (
-        _decibel(row.sqnr_db),
+        text.decibels(row.sqnr_db),
         text.interval(row.sqnr_interval),
-        _decibel(simulated.sqnr_db) if simulated else text.UNKNOWN,
+        text.decibels(simulated.sqnr_db) if simulated else text.UNKNOWN,
         text.number(row.cosine, ".5f"),
         text.number(row.max_abs_error, ".3g"),
         f"{row.name}{equal}{note}",
     )
-
-
-def _decibel(value: float | None) -> str:
-    return text.UNKNOWN if value is None else f"{value:.1f} dB"
 
 
 def _percent_interval(ends: tuple[float | None, float | None] | None) -> str:
@@ -322,7 +322,7 @@ def _of(output: str, *, several: bool) -> str:
 def _layers(layers: tuple[LayerRow, ...]) -> RenderableType | None:
     if not layers:
         return None
-    rows = [(_decibel(row.sqnr_db), row.kind, row.op, _marked(row)) for row in layers[:WORST]]
+    rows = [(text.decibels(row.sqnr_db), row.kind, row.op, _marked(row)) for row in layers[:WORST]]
     return table(("SQNR", "tensor", "of", f"name ({len(layers)} in all)"), rows, left=3)
 
 

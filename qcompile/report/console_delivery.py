@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 
 from qcompile.report import text
 from qcompile.report.grid import lines, table
-from qcompile.report.schema import Counts, Delivery, EngineLayer
+from qcompile.report.schema import Delivery, EngineLayer
+from qcompile.report.section import Counts
 
 ROWS = 8
 

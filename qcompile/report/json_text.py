@@ -2,7 +2,7 @@
 
 import json
 
-from qcompile.report.schema import Section
+from qcompile.report.section import Section
 
 
 def json_text(result: Section) -> str:

@@ -2,15 +2,8 @@
 
 from typing import Literal
 
-from qcompile.report.schema import (
-    ComparisonSection,
-    Interval,
-    ModelFacts,
-    Number,
-    PlanSummary,
-    Section,
-    TracedFacts,
-)
+from qcompile.report.schema import ComparisonSection, ModelFacts, PlanSummary, TracedFacts
+from qcompile.report.section import Interval, Number, Section
 
 SeverityName = Literal["error", "float", "numerics", "warning"]
 

@@ -5,36 +5,15 @@ is ``null``; the section's ``note`` says why. Every section has a default, so th
 stopped early still gives a report.
 """
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
+
+from qcompile.report.schema_budget import BudgetSection
+from qcompile.report.schema_remedies import RemedySection
+from qcompile.report.section import Counts, Interval, Number, Section, by_name
 
 Status = Literal["built", "gate failed"]
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sorted(value: dict[str, Any]) -> dict[str, Any]:
-    return dict(sorted(value.items()))
-
-
-Number = Annotated[float | None, BeforeValidator(_finite)]
-"""A measured number; infinite and undefined ones become None."""
-
-Interval = tuple[Number, Number]
-"""Low and high end of a 95 % confidence interval."""
-
-Counts = Annotated[dict[str, int], AfterValidator(_sorted)]
-"""Name to count, sorted by name, so that equal counts give equal text."""
-
-
-class Section(BaseModel):
-    """Base of all parts of a report: frozen, and a misspelt key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PortFacts(Section):
@@ -117,12 +96,12 @@ class PassRecord(Section):
     """What one pass did; ``refusals`` counts the places it left alone, by reason."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     modified: bool
     seconds: float
     nodes_before: int
     nodes_after: int
-    refusals: Counts = {}
+    refusals: Counts = Field(default_factory=dict)
 
 
 class Canonicalization(Section):
@@ -207,7 +186,7 @@ class CalibrationSummary(Section):
     """
 
     method: str = ""
-    chosen: Counts = {}
+    chosen: Counts = Field(default_factory=dict)
     tensors: int = 0
     reused: int = 0
     seconds: float = 0.0
@@ -235,9 +214,9 @@ class PlanSummary(Section):
     target: str = ""
     device: str = ""
     host_cpu: str = ""
-    nodes: Counts = {}
-    by_op: Annotated[dict[str, Counts], AfterValidator(_sorted)] = {}
-    tensors: Counts = {}
+    nodes: Counts = Field(default_factory=dict)
+    by_op: Annotated[dict[str, Counts], AfterValidator(by_name)] = Field(default_factory=dict)
+    tensors: Counts = Field(default_factory=dict)
     int8_share: Number = None
     float_nodes: tuple[FloatNode, ...] = ()
 
@@ -251,8 +230,8 @@ class Kernels(Section):
         missing: Nodes that were planned in int8 and run otherwise, by name.
     """
 
-    expected: Counts = {}
-    obtained: Counts = {}
+    expected: Counts = Field(default_factory=dict)
+    obtained: Counts = Field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
 
@@ -305,9 +284,9 @@ class Delivery(Section):
     library: str = ""
     layers: tuple[EngineLayer, ...] = ()
     findings: tuple[Finding, ...] = ()
-    placed: Counts = {}
-    fallen: Counts = {}
-    loads_ms: dict[str, float] = {}
+    placed: Counts = Field(default_factory=dict)
+    fallen: Counts = Field(default_factory=dict)
+    loads_ms: dict[str, float] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -423,7 +402,7 @@ class WeightRow(Section):
     group_size: int = 0
     symmetric: bool = True
     algorithm: str = ""
-    errors: dict[str, Number] = {}
+    errors: dict[str, Number] = Field(default_factory=dict)
     accuracy_level: int | None = None
     level_error: Number = None
 
@@ -477,6 +456,8 @@ class Report(Section):
         output: The folder that was written; None when nothing was.
         source: For a model that was quantized already.
         training: For a torch model that was trained first.
+        budget: Which layers ``--max-drop`` keeps in float.
+        remedies: What was done to the float graph so that 8 bits cost it less.
         passes: Those that ran after the plan was made; ``canonical`` has those before.
         delivery: What runs on the device, where that is not the ONNX file itself.
         engine: The engine against the FP model; ``simulated`` is the same graph with the
@@ -499,6 +480,8 @@ class Report(Section):
     source: SourceGrids | None = None
     training: TrainingFacts | None = None
     calibration: CalibrationSummary | None = None
+    remedies: RemedySection | None = None
+    budget: BudgetSection | None = None
     plan: PlanSummary = PlanSummary()
     passes: tuple[PassRecord, ...] = ()
     kernels: Kernels = Kernels()
@@ -511,10 +494,10 @@ class Report(Section):
     prefill: Speed | None = None
     gates: tuple[Gate, ...] = ()
     notices: tuple[str, ...] = ()
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = Field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     recipe: dict[str, Any] = Field(default_factory=dict)
-    versions: Annotated[dict[str, str], AfterValidator(_sorted)] = {}
+    versions: Annotated[dict[str, str], AfterValidator(by_name)] = Field(default_factory=dict)
 
     def engine_bytes(self) -> int:
         """Return the size of the engine: its model file and its external data."""

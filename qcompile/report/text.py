@@ -1,6 +1,6 @@
 """How numbers and names look in print: one function a kind of value."""
 
-from qcompile.report.schema import Interval, Number
+from qcompile.report.section import Interval, Number
 
 UNKNOWN = "-"
 KEEP = "\N{NO-BREAK SPACE}"
@@ -38,6 +38,11 @@ def interval(ends: Interval | None, form: str = ".3g") -> str:
 def times(ratio: Number) -> str:
     """Return a speed ratio: ``2.9x``."""
     return UNKNOWN if ratio is None else f"{ratio:.2f}x"
+
+
+def decibels(value: Number) -> str:
+    """Return a signal to noise ratio: ``31.2 dB``."""
+    return UNKNOWN if value is None else f"{value:.1f}{KEEP}dB"
 
 
 def milliseconds(value: Number) -> str:

@@ -1,17 +1,20 @@
 """Runs the benchmarks against the peers and writes docs/benchmarks.md: ``make bench``.
 
-usage: python -m tests.benchmarks [PART ...] [--models A,B] [--blocks N] [--work DIR]
+usage: python -m tests.benchmarks [PART ...] [--models A,B] [--schemes A B] [--blocks N]
+[--work DIR]
 
 Parts are accuracy, methods, speed, calibration, solver, weights, large and halves; without any, all
 but the last two are run: large takes about 20 GB of disk. The README's table is made anew, too.
-halves writes docs/halves.md and needs TensorRT for RTX; qat writes the table of docs/qat.md and
-needs torch and torchao.
+remedies writes docs/accuracy.md cell by cell and needs torch for two of its columns;
+halves writes docs/halves.md row by row and needs TensorRT for RTX; qat writes the table of
+docs/qat.md and needs torch and torchao.
 """
 
 import argparse
 import datetime as dt
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.assets import ASSETS, ROOT
@@ -22,6 +25,7 @@ from tests.benchmarks import (
     large,
     methods,
     models,
+    remedies,
     solver,
     speed,
     suite,
@@ -31,16 +35,21 @@ from tests.benchmarks import (
 from tests.benchmarks.table import CLOSING, Table, opening
 
 PARTS = ("accuracy", "methods", "speed", "calibration", "solver", "weights", "large")
-HALVES = "halves"
 QAT = "qat"
+PAGES = (halves.PART, remedies.PART, QAT)
+"""Parts with a page of their own."""
 PACKAGES = ("onnxruntime", "nncf", "onnx", "onnx-ir", "onnxscript", "numpy")
 
 
 def main() -> None:
     """Parse, measure the chosen parts, write the page."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=(*PARTS, HALVES, QAT))
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, *PAGES))
     parser.add_argument("--models", help="only these, by name, separated by commas")
+    parser.add_argument(
+        "--schemes", nargs="+", choices=halves.SCHEMES, default=halves.SCHEMES, help="of halves"
+    )
+    parser.add_argument("--columns", help="of the part remedies, separated by commas")
     parser.add_argument("--blocks", type=int, default=large.BLOCKS, help="of the large decoder")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
@@ -62,11 +71,15 @@ def main() -> None:
     }
     whole = not options.models and options.blocks == large.BLOCKS
     page = (ROOT / "docs" if whole else work) / "benchmarks.md"
-    if HALVES in options.parts:
-        _write_halves(work, [*real, *(name for name in texts if name not in real)], whole=whole)
+    if halves.PART in options.parts:
+        named = [n for n in halves.MODELS if n in (*real, *texts)]
+        _write_halves(work, named, options.schemes)
+    if remedies.PART in options.parts:
+        chosen = [n for n in remedies.CASES if not options.models or n in options.models.split(",")]
+        _write_remedies(work, chosen, (options.columns or ",".join(remedies.COLUMNS)).split(","))
     if QAT in options.parts:
         _write_training()
-    for part in (part for part in options.parts or PARTS[:-1] if part not in (HALVES, QAT)):
+    for part in (part for part in options.parts or PARTS[:-1] if part not in PAGES):
         sections = _write(page, part, tables[part]())
         if whole and part in ("accuracy", "speed"):
             readme = ROOT / "README.md"
@@ -75,12 +88,17 @@ def main() -> None:
             readme.write_text(made, "utf-8")
 
 
-def _write_halves(work: Path, names: list[str], *, whole: bool) -> None:
-    """Write the table of docs/halves.md, or of a copy where it is of some models alone."""
+def _write_halves(work: Path, names: list[str], schemes: Sequence[str]) -> None:
+    """Write rows of the table of docs/halves.md; what is not measured now stays."""
     page = ROOT / "docs" / "halves.md"
-    made = halves.measure(work, names).within(page.read_text("utf-8"), HALVES, _stamp())
-    page = page if whole else work / page.name
-    page.write_text(made, "utf-8")
+    halves.update(page, work, names, schemes, _stamp(halves.PACKAGES))
+    print(f"wrote {page}")
+
+
+def _write_remedies(work: Path, names: list[str], columns: list[str]) -> None:
+    """Write cells of the table of docs/accuracy.md; what is not measured now stays."""
+    page = ROOT / "docs" / "accuracy.md"
+    remedies.update(page, work, names, columns, _stamp(remedies.PACKAGES))
     print(f"wrote {page}")
 
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.benchmarks import large, weights
+from tests.benchmarks import large, splits, weights
 from tests.benchmarks.decoders import TINY, write_decoder
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 32])
@@ -44,6 +44,22 @@ def test_layer_error_is_that_of_the_outputs(tmp_path):
     assert want > 1e-3
     # ONNX Runtime makes MatMulNBits of it, which rounds activations to 8 bits: 0.5 %.
     assert weights.layer_error(source, engine, feeds) == pytest.approx(want, abs=6e-3)
+
+
+def test_what_awq_divides_is_not_compared(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["gate"]),
+        helper.make_node("Sigmoid", ["gate"], ["s"]),
+        helper.make_node("MatMul", ["x", "w"], ["up"]),
+        helper.make_node("Mul", ["s", "up"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["down"]),
+        helper.make_node("Add", ["down", "x"], ["sum"]),
+        helper.make_node("Mul", ["sum", "sum"], ["square"]),
+        helper.make_node("MatMul", ["square", "w"], ["y"]),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 8])
+    model = helper.make_model(helper.make_graph(nodes, "g", [X], [y]))
+    assert weights._factors(model) == {"up"}
 
 
 def test_what_keeps_no_name_is_not_compared(tmp_path):
@@ -90,3 +106,25 @@ def test_a_build_is_killed_on_the_way_and_goes_on(tmp_path):
         file.write(b"\1")
     differ = {name for name, found in large.digest(out).items() if found != whole[name]}
     assert differ == {"model.onnx"}
+
+
+@pytest.mark.parametrize(("count", "half"), [(4, 2), (64, 32)])
+def test_halves_of_the_samples_are_different_and_leave_none_out(count, half):
+    found = splits.halves(count)
+    assert len({tuple(one) for one in found}) == splits.HALVES
+    assert {len(set(one)) for one in found} == {half}
+    assert np.bincount(np.concatenate(found)).tolist() == [splits.HALVES // 2] * count
+
+
+def test_the_difference_is_given_with_its_standard_error():
+    shares = {weights.PLAIN: 0.0}
+    shares |= {f"gptq {i}": share for i, share in enumerate([0.5, 0.6, 0.4])}
+    shares |= {f"awq+gptq {i}": share for i, share in enumerate([0.52, 0.64, 0.46])}
+    assert splits._summary(shares) == ["50.0% +- 10.0", "54.0% +- 9.2", "+4.0 +- 1.2"]
+
+
+def test_log_shares_sum_to_one_and_keep_differences():
+    logits = np.array([[1000.0, 999.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    found = splits._log_shares(logits)
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1)
+    np.testing.assert_allclose(np.diff(found, axis=1), np.diff(logits, axis=1))

@@ -1,4 +1,4 @@
-"""Golden cases of the passes that give back floats; the results are near those of the codes."""
+"""Golden cases of the passes that give back floats, or widen them; results stay near."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes.dequantize_graph import DequantizeGraph
 from qcompile.passes.expand_qlinear import ExpandQlinear
+from qcompile.passes.widen_halves import WidenHalves
 from tests.passes.golden import (
     case_id,
     cases,
@@ -22,6 +23,7 @@ from tests.passes.tools import prepared, random_feeds, session
 PASSES: dict[str, type[GraphPass]] = {
     "dequantize-graph": DequantizeGraph,
     "expand-qlinear": ExpandQlinear,
+    "widen-halves": WidenHalves,
 }
 CASES = cases(PASSES)
 

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.graph.protocol import GraphPass
+from qcompile.passes.divide_rows import DivideRows
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
@@ -25,7 +26,15 @@ from tests.passes.golden import (
 )
 from tests.passes.tools import prepared
 
-SCHEMES = {"insert-qdq": "int8", "fence-float-nodes": "int8", "dynamic-matmul": "int8-dynamic"}
+SCHEMES = {
+    "insert-qdq": "int8",
+    "fence-float-nodes": "int8",
+    "divide-rows": "int8-dynamic",
+    "dynamic-matmul": "int8-dynamic",
+}
+WITH_PLAN: dict[str, type[GraphPass]] = {
+    step.name: step for step in (InsertQdq, DivideRows, DynamicMatmul)
+}
 CASES = cases(SCHEMES)
 
 
@@ -44,8 +53,7 @@ def step_for(path: Path, model: ir.Model) -> GraphPass:
     name = path.parent.name
     if name == "fence-float-nodes":
         return FenceFloatNodes()
-    plan = planned(model, SCHEMES[name])
-    return InsertQdq(plan=plan) if name == "insert-qdq" else DynamicMatmul(plan=plan)
+    return WITH_PLAN[name](plan=planned(model, SCHEMES[name]))
 
 
 def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
@@ -63,6 +71,6 @@ def test_contract(path: Path) -> None:
     check_contract(*loaded(path))
 
 
-@pytest.mark.parametrize("step", [InsertQdq, FenceFloatNodes, DynamicMatmul])
+@pytest.mark.parametrize("step", [FenceFloatNodes, *WITH_PLAN.values()])
 def test_describes_itself(step: type[GraphPass]) -> None:
     check_describes_itself(step)

@@ -69,6 +69,33 @@ def test_another_grid_covers_the_same_range(
 
 
 @given(
+    kind=st.sampled_from(["uint4", "int4", "uint2", "int2"]),
+    scale=SCALES,
+    share=st.floats(0, 1),
+    target=st.sampled_from([U8, S8, SYMMETRIC]),
+    positive=st.booleans(),
+)
+def test_values_of_few_bits_are_values_of_eight(
+    kind: str, scale: float, share: float, target: Types, positive: bool
+) -> None:
+    """Up to the last bit of the scale; without a symmetric type, the ends are the same, too."""
+    low, high = RANGES[kind]
+    zero = low if positive else round(low + share * (high - low))
+    source = grid(kind, scale, zero)
+    values = source.values(np.arange(low, high + 1))
+    plan, change = activation(source, target, positive=positive)
+    form = plan.scales(), plan.zero_points(), None
+    codes = quantize(values, *form, plan.type)
+    np.testing.assert_allclose(dequantize(codes, *form), values, rtol=1e-6)
+    assert change is not None
+    assert change.what.endswith("the same values and those between")
+    steps = np.diff(codes.astype(int))
+    assert (steps == round(1 / (change.steps or 1))).all()
+    if not target.symmetric:
+        assert (codes[0], codes[-1]) == CODE_RANGE[plan.type]
+
+
+@given(
     axis=st.sampled_from([0, 1]),
     seed=st.integers(0, 2**16),
     kind=st.sampled_from(["int8", "int4", "uint8"]),

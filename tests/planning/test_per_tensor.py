@@ -13,8 +13,9 @@ from qcompile.graph.runner import run_passes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.lower_opset import LowerOpset
 from qcompile.plan import Plan, TensorPlan
+from qcompile.planning.followed import check_plan
 from qcompile.planning.partition import predict
-from qcompile.planning.plan import activations_of, assemble, check_plan
+from qcompile.planning.plan import activations_of, assemble
 from qcompile.planning.select import select
 from qcompile.planning.wishes import Wishes
 from qcompile.runtime.ort import Session

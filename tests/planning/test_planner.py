@@ -14,7 +14,8 @@ from qcompile.numerics.grids import Codes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.plan import NodePlan, Plan, TensorPlan
 from qcompile.planning.edited import with_bias_scales
-from qcompile.planning.plan import Planner, activations_of, check_plan, wishes_of
+from qcompile.planning.followed import check_plan
+from qcompile.planning.plan import Planner, activations_of, wishes_of
 from qcompile.planning.select import select
 from qcompile.planning.switchboard import judged_values
 from qcompile.progress import Silent

@@ -1,0 +1,153 @@
+"""What each remedy of 8-bit activations is worth on real models: the table of docs/accuracy.md.
+
+Each of our columns changes one thing: ranges by ``auto``, nothing left in float for accuracy, and
+weights rounded to the nearest code where the column does not name another way. The last one is the
+default build. Peers run in the same process on the same samples.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import qcompile
+from qcompile.errors import QcompileError
+from qcompile.recipe import Recipe
+from qcompile.runtime.ort import Session
+from tests.benchmarks import engines, peers, suite, weights
+from tests.benchmarks.table import CLOSING, Table, opening
+from tests.planted import planted
+
+PART = "remedies"
+PACKAGES = ("onnxruntime", "nncf", "torch", "onnx", "onnx-ir", "numpy")
+THREADS = 2
+OURS: dict[str, Mapping[str, object] | None] = {
+    "plain": {"algorithms": ["rtn"]},
+    "gptq": {"algorithms": ["gptq"]},
+    "equalize": {"algorithms": ["equalize", "rtn"]},
+    "+ absorb-bias": {"algorithms": ["equalize", "absorb-bias", "rtn"]},
+    "smoothquant": {"algorithms": ["smoothquant", "rtn"]},
+    "llm-int8": {"algorithms": ["llm-int8", "rtn"]},
+    "bias-correction": {"algorithms": ["bias-correction", "rtn"]},
+    "... analytic": {"algorithms": ["bias-correction", "rtn"], "correction": "analytic"},
+    "adaround": {"algorithms": ["adaround"]},
+    "brecq": {"algorithms": ["brecq"]},
+    "default": None,
+}
+"""Column to ``recipe.accuracy``; None is the default build."""
+
+PEERS = {"ORT": peers.ort_weighted, "NNCF": peers.nncf}
+COLUMNS = ["float", *PEERS, *OURS]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table.
+
+    Attributes:
+        score: The name under which the assets score and calibrate it.
+        model: Makes the float model in a folder.
+        recipe: What it is built for.
+        optimize: Scored as ONNX Runtime runs it; else simulated, for a target that is not here.
+    """
+
+    score: str
+    model: Callable[[Path], Path]
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    optimize: bool = True
+
+
+def _as_it_is(name: str) -> Case:
+    return Case(name, lambda _: suite.model_path(name))
+
+
+def _with_outliers(work: Path) -> Path:
+    source = suite.model_path("kwt1_kws")
+    return planted(source, work / "planted", channels=16, factor=100, seed=0)
+
+
+CASES: dict[str, Case] = {
+    **{name: _as_it_is(name) for name in suite.GOALS if name != "silero_vad_16k"},
+    weights.MODELS[0]: _as_it_is(weights.MODELS[0]),
+    "kwt1_kws with outliers": Case("kwt1_kws", _with_outliers),
+    "mobilenetv1_025_vww per tensor": Case(
+        "mobilenetv1_025_vww",
+        lambda _: suite.model_path("mobilenetv1_025_vww"),
+        {"target": "ort-mobile", "ep": "nnapi"},
+        optimize=False,
+    ),
+}
+
+
+def update(
+    page: Path, work: Path, names: Sequence[str], columns: Sequence[str], stamp: str
+) -> None:
+    """Measure the named rows and columns; write each cell into the page as soon as it is known."""
+    rows, stamps = _read(page.read_text("utf-8"))
+    known = {(name, column) for name, cells in rows.items() for column in cells}
+    left = known - {(name, column) for name in names for column in columns}
+    stamps = list(dict.fromkeys([*stamps, stamp] if left else [stamp]))
+    for name in names:
+        for column in columns:
+            cell = _cell(CASES[name], column, work)
+            rows.setdefault(name, {})[column] = cell
+            print(f"{name} | {column} | {cell}", flush=True)
+            made = _table(rows).within(page.read_text("utf-8"), PART, "\n".join(stamps))
+            page.write_text(made, "utf-8")
+
+
+def _cell(case: Case, column: str, work: Path) -> str:
+    output = work / PART
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    model = case.model(work)
+    try:
+        engine = model if column == "float" else _built(case, column, model, output)
+    except Exception as error:  # noqa: BLE001 - a peer may fail in any way; ours is told apart
+        print(f"{model.stem}: {column}: {type(error).__name__}: {error}", flush=True)
+        return "refused" if isinstance(error, QcompileError) else "fails"
+    session = Session(engine, threads=THREADS, optimize=case.optimize)
+    score = suite.tool("score").score(case.score, partial(_outputs, session))
+    goal = suite.GOALS.get(case.score)
+    return f"{goal.factor * score[goal.metric] if goal else score['ppl_wikitext2']:.4g}"
+
+
+def _outputs(session: Session, feed: dict[str, Any]) -> list[Any]:
+    return list(session.run(feed).values())
+
+
+def _built(case: Case, column: str, model: Path, output: Path) -> Path:
+    feeds = suite.calibration(case.score)
+    if column in PEERS:
+        goal = suite.GOALS.get(case.score)
+        PEERS[column](model, feeds, output / "peer.onnx", goal is None or goal.transformer)
+        return output / "peer.onnx"
+    accuracy = OURS[column]
+    asked = {} if accuracy is None else {"keep_accuracy": False, "accuracy": accuracy}
+    recipe = Recipe.model_validate({"gates": {"allow_slower": True}, **case.recipe, **asked})
+    calib = engines.sample_folder(feeds, output.parent / f"{case.score}-calib")
+    built = output / "built"
+    qcompile.build(model, calib=calib, output=built, recipe=recipe, force=True)
+    return built / "model.onnx"
+
+
+def _read(page: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return the cells of a page, by row and column, and the lines below them."""
+    _, _, rest = page.partition(opening(PART))
+    lines = [line for line in rest.partition(CLOSING)[0].splitlines() if line]
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines[2:]:
+        if line.startswith("|"):
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            known = zip(COLUMNS, cells, strict=True)
+            rows[name] = {column: cell for column, cell in known if cell}
+    return rows, [line for line in lines if not line.startswith("|")]
+
+
+def _table(rows: Mapping[str, Mapping[str, str]]) -> Table:
+    table = Table("Remedies", ["model", *COLUMNS])
+    for name in sorted(rows, key=list(CASES).index):
+        table.rows.append([name, *(rows[name].get(column, "") for column in COLUMNS)])
+    return table
