@@ -60,7 +60,7 @@ from qcompile.targets.target import Target
 from qcompile.torch_models import Options, file_name, is_torch
 from qcompile.tracing import TracedFile, traced_file
 from qcompile.training import check_trainable, trained
-from qcompile.w8a8 import W8A8
+from qcompile.w8a8 import LEARNED, W8A8
 from qcompile.weight_only import WeightOnly
 from qcompile.working import working_folder
 from qcompile.written import Delivered, Written
@@ -330,7 +330,7 @@ class _Job:
         """Give the folder for codes that are learned, where any are."""
         methods = {t.method for t in edited.tensors.values()} if edited else set()
         methods.add(self.recipe.accuracy.rounding)
-        if not methods & {"adaround", "brecq"}:
+        if not methods.intersection(LEARNED):
             return None
         about = loaded, data, self.recipe, edited, self.log
         return stack.enter_context(working_folder(*about))

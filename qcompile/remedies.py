@@ -85,6 +85,18 @@ class Correction(Frozen):
         return np.asarray(self.bias, np.float32)
 
 
+class Learned(Frozen):
+    """How the codes of weights were learned (AdaRound, BRECQ).
+
+    Attributes:
+        steps: Of the optimizer, for each layer or block.
+        seed: Of all chance.
+    """
+
+    steps: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
 class Remedies(Frozen):
     """All remedies of one model.
 
@@ -93,13 +105,16 @@ class Remedies(Frozen):
         shifted: By value.
         outliers: By node.
         corrected: By node.
+        learned: For codes of weights that are learned; None where none are.
     """
 
     rescaled: dict[str, Rescaled] = Field(default_factory=dict)
     shifted: dict[str, Shifted] = Field(default_factory=dict)
     outliers: dict[str, Outliers] = Field(default_factory=dict)
     corrected: dict[str, Correction] = Field(default_factory=dict)
+    learned: Learned | None = None
 
     def __bool__(self) -> bool:
         """Say whether there are any."""
-        return bool(self.rescaled or self.shifted or self.outliers or self.corrected)
+        changes = self.rescaled or self.shifted or self.outliers or self.corrected
+        return bool(changes) or self.learned is not None

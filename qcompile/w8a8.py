@@ -35,7 +35,16 @@ from qcompile.planning.edited import with_bias_scales
 from qcompile.planning.followed import check_plan
 from qcompile.planning.given import NO_GRID, Kept, select_given, spread, uncalibrated, with_given
 from qcompile.planning.learning import Learning
-from qcompile.planning.plan import PROBED, Planner, Solve, codes_of, wishes_of
+from qcompile.planning.plan import (
+    PROBED,
+    Planner,
+    Solve,
+    codes_of,
+    marked,
+    nodes_of,
+    weights_of,
+    wishes_of,
+)
 from qcompile.planning.reconstruct import reconstructed
 from qcompile.planning.replan import Replan
 from qcompile.planning.rounding import Rounded, solve_codes
@@ -45,9 +54,13 @@ from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
 from qcompile.remedied import Remedied
+from qcompile.remedies import Learned
 from qcompile.samples import Array, Samples, Subset
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Placement, Target, Types
+
+LEARNED = ("adaround", "brecq")
+"""Ways to round whose codes are learned."""
 
 LEARNED_ON = 256
 """Calibration samples that codes of weights are learned on, at most."""
@@ -174,8 +187,7 @@ class W8A8:
             plan = self._followed(self.edited)
             return Budget(plan, codes_of(plan, self._solver)), None
         about = self.recipe, self.target, self.device, self.types, self.log
-        learn = self._solver(self.recipe.accuracy.rounding)
-        planner = Planner(model, statistics, self._probed, *about, learn)
+        planner = Planner(model, statistics, self._probed, *about)
         wishes, select, kept = self._wishes(), planner.selected, None
         if self._given and scheme in CALIBRATED:
 
@@ -192,7 +204,22 @@ class W8A8:
         replan = Replan(planner, wishes, (plan, codes), select)
         budget = within(replan, self._written, self.loaded, self.data, self.log)
         plan = budget.plan.model_copy(update={"model": self.loaded.digest})
-        return replace(budget, plan=plan), kept
+        return self._with_learned(replace(budget, plan=plan)), kept
+
+    def _with_learned(self, made: Budget) -> Budget:
+        """Return the plan with codes that are learned, where they are asked for."""
+        method = self.recipe.accuracy.rounding
+        learn = self._solver(method) if method in LEARNED and not self._given else None
+        if learn is None:
+            return made
+        plan, grids = made.plan, weights_of(made.plan)
+        nearest = {"method": "minmax", "errors": {}}
+        plain = {name: tensor.model_copy(update=nearest) for name, tensor in grids.items()}
+        remedies = plan.remedies.model_copy(update={"learned": self._learned})
+        tensors = {**plan.tensors, **plain}
+        plan = plan.model_copy(update={"remedies": remedies, "tensors": tensors})
+        plan, codes = marked(plan, grids, learn(grids, nodes_of(plan)), method)
+        return replace(made, plan=plan, codes=codes)
 
     def _followed(self, plan: Plan) -> Plan:
         """Check the plan that the user gave."""
@@ -206,6 +233,13 @@ class W8A8:
     def _probed(self) -> Samples | None:
         samples = self.data.calibration
         return Subset(samples, range(min(PROBED, len(samples)))) if samples else None
+
+    @property
+    def _learned(self) -> Learned:
+        """How codes are learned: as the recipe says, or as it was done for the given plan."""
+        accuracy = self.recipe.accuracy
+        own = Learned(steps=accuracy.steps, seed=accuracy.seed)
+        return (self.edited.remedies.learned or own) if self.edited else own
 
     def _solver(self, method: str) -> Solve | None:
         """Return the way to find codes of weights that has a name; None without samples."""
@@ -223,11 +257,11 @@ class W8A8:
             return solve
         assert folder is not None  # noqa: S101 - the pipeline gives one where codes are learned
         learned_on = Subset(samples, range(min(LEARNED_ON, len(samples))))
-        options = self.recipe.accuracy.steps, self.recipe.accuracy.seed
+        how = self._learned
 
         def learn(tensors: Mapping[str, TensorPlan], nodes: Sequence[str]) -> dict[str, Rounded]:
             what = model, tensors, nodes, learned_on, jobs, self.log, folder
-            work = Learning(*what, *options)
+            work = Learning(*what, how.steps, how.seed)
             return adarounded(work) if method == "adaround" else reconstructed(work)
 
         return learn

@@ -64,16 +64,42 @@ def input_scale(
     Returns:
         float32 ``(K,)``, or None where no scale lowers the error.
     """
-    parts = [_spread(weight).astype(np.float64) for weight in weights]
     # of all rows: what only those that are compared have in common would fit just them
     share = sum((_shares(weight, group_size) for weight in weights), np.zeros(len(magnitude)))
-    found, least = None, float("inf")
-    for scale in (None, *_scales(magnitude, share)):
-        basis = np.ones(len(magnitude), np.float32) if scale is None else scale
-        moved = (part - rounding(part, basis).values() for part in parts)
-        error = sum(output_error(difference, hessian) for difference in moved)
+    errors = _errors_of(weights, hessian, rounding)
+    found, least = None, errors(None).sum()
+    for scale in _scales(magnitude, share):
+        error = errors(scale).sum()
         if error < least:
             least, found = error, scale
+    return found
+
+
+def harmless_scale(
+    weights: Sequence[Floats], hessian: Wide, magnitude: Floats, rounding: Rounding
+) -> npt.NDArray[np.float32] | None:
+    """Search the scale of the input columns with which no layer is worse off than without.
+
+    Only section 3.2's scales, which depend on inputs alone: those that look at weights follow the
+    output channels of the largest ones. The sum of all layers' errors decides between scales.
+
+    Args:
+        weights: As for ``input_scale``.
+        hessian: As for ``input_scale``.
+        magnitude: As for ``input_scale``.
+        rounding: How the weights will be rounded.
+
+    Returns:
+        float32 ``(K,)``, or None where each scale raises the error of some layer.
+    """
+    errors = _errors_of(weights, hessian, rounding)
+    plain = errors(None)
+    found, least, loud = None, plain.sum(), _alive(magnitude)
+    for step in range(1, STEPS):
+        scale = _centred(loud ** (step / STEPS))
+        error = errors(scale)
+        if (error <= plain).all() and error.sum() < least:
+            found, least = scale, error.sum()
     return found
 
 
@@ -111,6 +137,20 @@ def round_clipped(
             scales[rows, one], codes[rows, part], errors = found
             moved[rows, part] = errors / scale[part]
     return SolvedWeight(format, codes, scales, zeros, input_scale=scale)
+
+
+def _errors_of(
+    weights: Sequence[Floats], hessian: Wide, rounding: Rounding
+) -> Callable[[npt.NDArray[np.float32] | None], Wide]:
+    """Return what gives, for a scale, each layer's error on the channels that are compared."""
+    parts = [_spread(weight).astype(np.float64) for weight in weights]
+
+    def errors(scale: npt.NDArray[np.float32] | None) -> Wide:
+        basis = np.ones(len(hessian), np.float32) if scale is None else scale
+        moved = (part - rounding(part, basis).values() for part in parts)
+        return np.array([output_error(difference, hessian) for difference in moved])
+
+    return errors
 
 
 def _clip(

@@ -13,6 +13,7 @@ from qcompile.numerics.awq import CHANNELS, NARROWER, STEPS
 from qcompile.numerics.grouped import SHARES, WIDEST
 from qcompile.numerics.groups import Floats
 from qcompile.planning.sequence import POSITIONS, Job
+from qcompile.planning.solve import NARROW
 from qcompile.planning.weights import Layer, layer_nodes
 from qcompile.samples import Array, Samples
 
@@ -102,8 +103,11 @@ def _solving(
             tried = clips * (1 / _PLAIN + size / single)
             seconds += rounded * columns * (tried + columns / double) + clips * STEPS * _CALL
         if asked in ("auto", "awq+gptq"):
+            ways = 1 if size <= NARROW else 2
+            tried = rows + (STEPS - 1) * min(rows, CHANNELS)
             swept = len(SHARES) * size / double if size <= WIDEST else 0.0
-            seconds += 4 * columns**3 / double + rounded * columns * (swept + 4 * columns / double)
+            each = 2 * columns**3 / double + tried * columns * (swept + 2 * columns / double)
+            seconds += ways * (each + rows * columns**2 / double)  # the last: settling the codes
     return seconds
 
 

@@ -96,7 +96,6 @@ class Planner:
         device: What the engine runs on.
         types: Of the codes.
         progress: Hears of the steps.
-        learn: Finds codes of weights in the recipe's way; None where that is GPTQ, or none at all.
     """
 
     model: ir.Model
@@ -107,7 +106,6 @@ class Planner:
     device: str
     types: Types
     progress: Progress
-    learn: Solve | None = None
 
     def make(self, wishes: Wishes) -> tuple[Plan, dict[str, Codes]]:
         """Decide precision, type, scale and zero point of everything.
@@ -139,12 +137,15 @@ class Planner:
             plan = self._protected(selection, wishes, solved, samples)
         else:
             plan = self.plan(selection, self.choose(selection, samples))
-        return _marked(plan, grids, solved, self.recipe.accuracy.rounding)
+        return marked(plan, grids, solved, "gptq")
 
     def _solved(
         self, selection: Selection, samples: Samples
     ) -> tuple[dict[str, TensorPlan], dict[str, Rounded]]:
-        """Return the grids of the weights, and codes where they beat the nearest ones."""
+        """Return the grids of the weights, and GPTQ's codes where they beat the nearest ones.
+
+        Codes that are to be learned are so at the end, on what computes on codes then.
+        """
         accuracy = self.recipe.accuracy
         left = accuracy.algorithms == "auto" and not self.recipe.keep_accuracy
         if left or accuracy.rounding == "rtn":
@@ -155,8 +156,6 @@ class Planner:
             if axis is not None
         }
         nodes = [name for name, entry in selection.nodes.items() if entry.precision == "int8"]
-        if self.learn is not None:
-            return grids, self.learn(grids, nodes)
         jobs = self.recipe.jobs or 1
         return grids, solve_codes(self.model, grids, nodes, samples, jobs, self.progress)
 
@@ -322,6 +321,20 @@ def _affordable(work: float, units: int, samples: int) -> int:
     return min(samples, max(1, int(GOOD_WORK / once)))
 
 
+def weights_of(plan: Plan) -> dict[str, TensorPlan]:
+    """Return the grids of the weights that codes can be solved for."""
+    return {
+        name: tensor
+        for name, tensor in plan.tensors.items()
+        if tensor.kind == "weight" and tensor.axis is not None
+    }
+
+
+def nodes_of(plan: Plan) -> list[str]:
+    """Return the nodes that compute in int8."""
+    return [name for name, entry in plan.nodes.items() if entry.precision == "int8"]
+
+
 def codes_of(plan: Plan, solve: Callable[[str], Solve | None]) -> dict[str, Codes]:
     """Solve again for the weights that a plan says were solved for.
 
@@ -332,10 +345,9 @@ def codes_of(plan: Plan, solve: Callable[[str], Solve | None]) -> dict[str, Code
     Raises:
         PlanError: There are no samples to solve with.
     """
-    nodes = [name for name, entry in plan.nodes.items() if entry.precision == "int8"]
     found: dict[str, Codes] = {}
     for method in SOLVED:
-        wanted = {name: tensor for name, tensor in plan.tensors.items() if tensor.method == method}
+        wanted = {name for name, tensor in plan.tensors.items() if tensor.method == method}
         if not wanted:
             continue
         way = solve(method)
@@ -343,11 +355,14 @@ def codes_of(plan: Plan, solve: Callable[[str], Solve | None]) -> dict[str, Code
             raise PlanError(
                 f"--plan: it has weights of method {method}: give --calib to solve for them"
             )
-        found |= {name: rounded.codes for name, rounded in way(wanted, nodes).items()}
+        # where codes are learned in the order of the graph, those of all weights count
+        among = {n: t for n, t in weights_of(plan).items() if method != "gptq" or n in wanted}
+        solved = way(among, nodes_of(plan))
+        found |= {name: rounded.codes for name, rounded in solved.items() if name in wanted}
     return found
 
 
-def _marked(
+def marked(
     plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded], method: str
 ) -> tuple[Plan, dict[str, Codes]]:
     """Note in the plan which weights were solved for; not those whose grid has changed since."""

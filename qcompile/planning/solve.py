@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.numerics.awq import Rounding, input_scale, round_clipped
+from qcompile.numerics.awq import Rounding, harmless_scale, input_scale, round_clipped
+from qcompile.numerics.descent import settle
 from qcompile.numerics.gptq import InverseHessian, prepare, solve_prepared
 from qcompile.numerics.grouped import solve_grouped
 from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest
@@ -216,25 +217,46 @@ class _Solver:
         if algorithm == "gptq":
             return [self._by_columns(np.asarray(weight, np.float64)) for weight in weights]
         if algorithm == "awq":
-            return self._scaled(weights, self._clipped)
+            return self._scaled(weights)
         # one after another: each has its own inverse, and they are the largest there is
-        both = (self._scaled(weights, make()) for make in (self._act_ordered, self._grouped))
+        ways = (self._grouped,) if self._narrow() else (self._act_ordered, self._grouped)
+        both = (self._combined(weights, make()) for make in ways)
         return min(both, key=lambda solved: self._error(weights, solved))
+
+    def _narrow(self) -> bool:
+        return self.form.width(len(self.magnitude)) <= NARROW
 
     def _by_columns(self, weight: Floats) -> SolvedWeight:
         """Return GPTQ's codes of a weight ``(R, K)`` as it is."""
         form, static, search = self.form, self.options.static_groups, self.options.search
-        if static is None and form.width(weight.shape[1]) <= NARROW:
+        if static is None and self._narrow():
             return solve_grouped(weight, self._inverse(form.group_size), form, search=search)
         inverse = self._inverse(0)
         return solve_prepared(
             weight, inverse, form, static_groups=static is not False, search=search
         )
 
-    def _scaled(self, weights: Sequence[Floats], rounding: Rounding) -> list[SolvedWeight]:
-        """Search the scale of the inputs; round with the best."""
-        size = self.form.group_size
+    def _scaled(self, weights: Sequence[Floats]) -> list[SolvedWeight]:
+        """Search the scale of the inputs and the ranges of groups; round with the best."""
+        size, rounding = self.form.group_size, self._clipped
         scale = input_scale(weights, self.hessian, self.magnitude, size, rounding)
+        return self._with_scale(weights, scale, rounding)
+
+    def _combined(self, weights: Sequence[Floats], rounding: Rounding) -> list[SolvedWeight]:
+        """Search the scale under GPTQ's own error; settle the codes that GPTQ finds with it."""
+        scale = harmless_scale(weights, self.hessian, self.magnitude, rounding)
+        solved = self._with_scale(weights, scale, rounding)
+        return [
+            settle(np.asarray(w, np.float64), found, self.hessian, damping=self.damping)
+            for w, found in zip(weights, solved, strict=True)
+        ]
+
+    def _with_scale(
+        self,
+        weights: Sequence[Floats],
+        scale: npt.NDArray[np.float32] | None,
+        rounding: Rounding,
+    ) -> list[SolvedWeight]:
         basis = np.ones(len(self.magnitude), np.float32) if scale is None else scale
         return [replace(rounding(w, basis), input_scale=scale) for w in weights]
 

@@ -85,17 +85,14 @@ def update(
     page: Path, work: Path, names: Sequence[str], columns: Sequence[str], stamp: str
 ) -> None:
     """Measure the named rows and columns; write each cell into the page as soon as it is known."""
-    rows, stamps = _read(page.read_text("utf-8"))
-    known = {(name, column) for name, cells in rows.items() for column in cells}
-    left = known - {(name, column) for name in names for column in columns}
-    stamps = list(dict.fromkeys([*stamps, stamp] if left else [stamp]))
     for name in names:
         for column in columns:
             cell = _cell(CASES[name], column, work)
-            rows.setdefault(name, {})[column] = cell
             print(f"{name} | {column} | {cell}", flush=True)
-            made = _table(rows).within(page.read_text("utf-8"), PART, "\n".join(stamps))
-            page.write_text(made, "utf-8")
+            rows, stamps = _read(page.read_text("utf-8"))
+            rows.setdefault(name, {})[column] = cell
+            below = "\n".join(dict.fromkeys([*stamps, stamp]))
+            page.write_text(_table(rows).within(page.read_text("utf-8"), PART, below), "utf-8")
 
 
 def _cell(case: Case, column: str, work: Path) -> str:

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.numerics.awq import NARROWER, STEPS, input_scale, round_clipped
+from qcompile.numerics.awq import (
+    NARROWER,
+    STEPS,
+    harmless_scale,
+    input_scale,
+    round_clipped,
+)
 from qcompile.numerics.groups import WeightFormat, group_parameters, round_nearest, round_to
 from qcompile.numerics.hessian import output_error
 
@@ -121,6 +127,31 @@ def test_both_kinds_of_scales_are_tried():
     searched([some(1, 4, 32)], inputs_of(0, 30, 32), form, rounding)
     assert (tried[0] == 1).all()
     assert len({scale.tobytes() for scale in tried}) == len(tried) == 2 * STEPS
+
+
+@given(seeds, columns, formats, st.integers(1, 3))
+def test_a_harmless_scale_raises_the_error_of_no_layer(seed, width, form, layers):
+    rows = inputs_of(seed, 40, width)
+    weights = [some(seed + n, 6, width) * 10.0**n for n in range(layers)]
+    magnitude = np.abs(rows).mean(axis=0)
+    scale = harmless_scale(weights, rows.T @ rows, magnitude, nearest(form))
+    if scale is None:
+        return
+    found = [scaled_error([weight], rows, form, scale) for weight in weights]
+    without = [scaled_error([weight], rows, form, np.ones(width)) for weight in weights]
+    assert (np.array(found) <= np.array(without) * (1 + 1e-5)).all()
+    assert sum(found) < sum(without) * (1 + 1e-5)
+
+
+def test_a_scale_that_harms_one_layer_is_not_taken():
+    rows = some(0, 200, 64) * np.where(np.arange(64) % 16 == 3, 30.0, 1.0)
+    form, helped = WeightFormat(3, 16), some(1, 32, 64)
+    # on its grid as it is, and no longer so in any other basis
+    exact = np.where(np.arange(64) % 16 == 0, -4.0, np.round(2 * some(2, 32, 64).clip(-1, 1)))
+    magnitude, hessian = np.abs(rows).mean(axis=0), rows.T @ rows
+    assert harmless_scale([helped], hessian, magnitude, nearest(form)) is not None
+    assert input_scale([10 * helped, exact], hessian, magnitude, 16, nearest(form)) is not None
+    assert harmless_scale([10 * helped, exact], hessian, magnitude, nearest(form)) is None
 
 
 def clipped_by_the_book(weights, hessian, form):
