@@ -47,6 +47,7 @@ from qcompile.errors import GateError, RecipeError
 from qcompile.recipe import Qat, recipe_from
 from qcompile.report.console import render
 from qcompile.report.schema import Report
+from qcompile.targets.tensorrt import NO_FP4
 
 SCHEMES = {
     "--int8": "int8",
@@ -114,6 +115,7 @@ def build(
         bool,
         flag("--fp8", "Weights and activations in FP8 (E4M3), ranges from --calib.", PRECISION),
     ] = False,
+    fp4: Annotated[bool, typer.Option("--fp4", hidden=True)] = False,
     fp16: Annotated[
         bool,
         flag("--fp16", "Half precision, but for nodes that would overflow or lose.", PRECISION),
@@ -294,6 +296,8 @@ def build(
     and run; the engine is then compared with the float model on samples that calibration did not
     see, and timed against it.
     """
+    if fp4:
+        raise RecipeError(f"--fp4: there is {NO_FP4}; take --fp8 or --int4")
     weights = {
         "bits": 4 if int4 else weight_bits,
         "group_size": group_size,

@@ -36,9 +36,9 @@ FP8 = Types(
 )
 
 _NO_FP8 = "FP8 needs compute capability 8.9 or later"
-_NO_FP4 = "no FP4: its blocks of 16 have scales found while running, no calibration fits that"
+NO_FP4 = "no FP4: its blocks of 16 have scales found while running, no calibration fits that"
 _ADA = Device(INT8, FP8, ("fp16", "bf16"))
-_BLACKWELL = replace(_ADA, why=_NO_FP4)
+_BLACKWELL = replace(_ADA, why=NO_FP4)
 _DEVICES: Mapping[str, Device] = {
     ANY: Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 8.0: say which it is"),
     "75": Device(INT8, None, ("fp16",), f"{_NO_FP8}, BF16 and weights of int4 8.0", few_bits=False),

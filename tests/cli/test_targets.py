@@ -54,6 +54,7 @@ def refused(done: Ended, message: str) -> None:
             "has no scheme fp8 (FP8 needs compute capability 8.9 or later); it has: --int8,",
         ),
         (("--target", "onnx", "--int8"), "--target onnx has no scheme int8; it has: --int4"),
+        (("--target", "tensorrt", "--fp4"), "--fp4: there is no FP4: its blocks of 16 have scales"),
         (("--target", "tensorrt", "--trt-version", "9"), "--trt-version"),
         (
             ("--target", "tensorrt", "--shapes", "image:1x1x8"),
