@@ -178,7 +178,8 @@ def test_codes_of_scaled_weights_are_those_solved_for(
 ) -> None:
     """What divides an input goes into other constants, never into codes."""
     built = lab.build(tmp_path, lab.recipe(algorithm=algorithm, bits=3, group_size=32))
-    assert any(plan.input_scaled for plan in built.plan.weights.values())
+    scaled = any(plan.input_scaled for plan in built.plan.weights.values())
+    assert scaled or algorithm == "awq+gptq"  # which takes a scale only where no layer pays for it
     scales = FoldInputScale(plan=built.plan, solved=built.store.load)
     scales(built.loaded.model.clone())
     for name, node in built.weights_read("MatMulNBits").items():
@@ -301,7 +302,6 @@ def test_each_algorithm_gains_on_a_real_model(textlm: Built) -> None:
 @needs_assets
 @pytest.mark.slow
 def test_a_real_model_stores_what_was_solved(textlm: Built) -> None:
-    assert any(plan.input_scaled for plan in textlm.plan.weights.values())
     assert textlm.data.evaluation is not None
     feeds = textlm.data.evaluation[0]
     found, exact = (Session(m).run(feeds) for m in (textlm.path, textlm.with_values()))

@@ -284,7 +284,6 @@ def test_the_search_finds_just_the_culprits(count, guilty):
 SCORES = {
     "resnet20_cifar10": ("top1", 8, 0.005, 0.01, 0),
     "kwt1_kws": ("top1", 8, 0.005, 0.02, 6),
-    "espcn_x3": ("psnr_y", 8, 0.05, 1.0, 0),
     "magika_v3_3": ("top1", 64, 0.005, 0.01, 6),
 }
 """Asset to its score, how many samples to look at, the margins of float16 and bfloat16, and most
