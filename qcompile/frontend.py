@@ -260,7 +260,7 @@ def _runners(
     with ExitStack() as stack:
 
         def staged(model: ir.Model, budget: int = STAGE_BYTES) -> Run:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_scratch())))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch())))
             made = run_staged(
                 model, samples, folder, threads=jobs, budget_bytes=budget, progress=progress
             )
@@ -269,7 +269,8 @@ def _runners(
         yield staged(source), staged(loaded.model), staged(source, STAGE_BYTES // 2)
 
 
-def _scratch() -> Path:
+def scratch() -> Path:
+    """Return the folder for what is too large for memory, for a while."""
     folder = default_cache()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -201,7 +201,7 @@ class _Job:
         shapes = shapes_for(self.target, self.recipe, self.device, loaded, data, log)
         with log.stage("check clean-up"):
             canonical = self._check(loaded, data)
-        remedied = self._remedied(loaded, data, edited)
+        remedied = self._remedied(loaded, data, edited, dump_passes)
         floats = loaded.with_graph(remedied.model) if remedied.remedies else loaded
         with self._quantized(floats, remedied, data, edited, dump_passes) as made:
             self.bundle.write(PLAN, made.plan.text())
@@ -277,13 +277,15 @@ class _Job:
         moved = check_equivalence(loaded, samples, indices, self.recipe.jobs or 1, self.log)
         return Canonicalization(passes=runs, relative_l2=moved, samples=len(indices))
 
-    def _remedied(self, loaded: Loaded, data: Split, edited: Plan | None) -> Remedied:
+    def _remedied(
+        self, loaded: Loaded, data: Split, edited: Plan | None, dumps: Path | None
+    ) -> Remedied:
         """Return the graph that is quantized: 8-bit activations may ask for remedies."""
         types = types_of(self.recipe, self.target, self.device, self.remainder)
         if types is None or (loaded.given and self.recipe.scheme in CALIBRATED):
             return untouched(loaded, self.recipe)
         with self.log.stage("remedies"):
-            about = self.recipe, self.target, self.device, types, self.log
+            about = self.recipe, self.target, self.device, types, self.log, dumps
             remedying = Remedying(loaded, data, *about)
             return remedying.find() if edited is None else remedying.follow(edited.remedies)
 

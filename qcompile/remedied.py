@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import get_args
 
 import onnx_ir as ir
@@ -107,8 +108,13 @@ def untouched(loaded: Loaded, recipe: Recipe) -> Remedied:
     return Remedied(loaded.model)
 
 
-def applied(loaded: Loaded, remedies: Remedies) -> Remedied:
+def applied(loaded: Loaded, remedies: Remedies, dumps: Path | None = None) -> Remedied:
     """Return a copy of the lowered graph with its remedies.
+
+    Args:
+        loaded: The float model; it is not changed.
+        remedies: What is done.
+        dumps: Folder for the graph's text after each pass.
 
     Raises:
         PlanError: A remedy names what the graph lacks, or does not fit it.
@@ -121,7 +127,7 @@ def applied(loaded: Loaded, remedies: Remedies) -> Remedied:
         passes.append(AbsorbBias(remedies=remedies))
     if remedies.outliers:
         passes.append(SplitOutliers(remedies=remedies))
-    runs = run_passes(model, passes, holds=loaded.holds)
+    runs = run_passes(model, passes, holds=loaded.holds, dump_dir=dumps)
     return Remedied(model, remedies, float_nodes(model, remedies), runs)
 
 
@@ -137,6 +143,7 @@ class Remedying:
         device: The kind of it.
         types: Of the codes.
         log: Hears of notices.
+        dumps: Folder for the graph's text after each pass.
     """
 
     loaded: Loaded
@@ -146,6 +153,7 @@ class Remedying:
     device: str
     types: Types
     log: StageLog
+    dumps: Path | None = None
     left: Counter[str] = field(default_factory=Counter, init=False)
 
     def follow(self, remedies: Remedies) -> Remedied:
@@ -285,6 +293,8 @@ class Remedying:
     def _checked(self, made: Remedied) -> Remedied:
         """Compare the graph with the source, but for shifts, which move outputs a little."""
         made = replace(made, left=self.left)
+        if self.dumps is not None and made.remedies:
+            applied(self.loaded, made.remedies, self.dumps / "remedies")
         exact = made.remedies.model_copy(update={"shifted": {}})
         samples = self.data.calibration
         if not exact or samples is None:

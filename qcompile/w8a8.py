@@ -14,7 +14,7 @@ from qcompile.calibrate.cache import StatisticsStore, default_cache
 from qcompile.calibrate.collect import collect
 from qcompile.compare.layers import compare_weights
 from qcompile.data import Split
-from qcompile.frontend import Loaded
+from qcompile.frontend import Loaded, scratch
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
 from qcompile.graph.walk import consumers
@@ -274,7 +274,7 @@ class W8A8:
         if self.edited is not None or samples is None or not wanted or not possible:
             return plan
         model, jobs = self.loaded.model, self.recipe.jobs or 1
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
             about = plan, samples, jobs, self.log, Path(folder), accuracy.correction
             found = BiasCorrection(model, self._written(plan, codes), *about).corrections()
         remedies = plan.remedies.model_copy(update={"corrected": found})

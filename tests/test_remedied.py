@@ -92,7 +92,14 @@ def test_each_remedy_of_loud_columns_regains_the_loss(net, tmp_path, remedy):
 
 def test_a_plan_with_remedies_gives_the_same_bytes_again(net, tmp_path):
     names = ("smoothquant", "llm-int8", "bias-correction", "gptq")
-    built(net, tmp_path / "first", *names)
+    qcompile.build(
+        net,
+        calib=net.parent / "data",
+        output=tmp_path / "first",
+        recipe=Recipe(accuracy={"algorithms": names}, gates=Gates(allow_slower=True)),
+        dump_passes=tmp_path / "dumps",
+    )
+    assert (tmp_path / "dumps" / "remedies" / "01-rescale-channels.txt").is_file()
     built(net, tmp_path / "again", plan=tmp_path / "first" / "plan.json")
     for name in ("model.onnx", "plan.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
