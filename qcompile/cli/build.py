@@ -229,7 +229,8 @@ def build(
         typer.Option(
             metavar="X",
             min=0,
-            help="Largest loss of accuracy, or by --metric in its unit, against the float model.",
+            help="Largest loss of accuracy, or by --metric in its unit, against the float model; "
+            "the fewest layers stay in float that it takes.",
             rich_help_panel=GATES,
         ),
     ] = None,
