@@ -299,7 +299,7 @@ class Remedying:
         samples = self.data.calibration
         if not exact or samples is None:
             return made
-        model = applied(self.loaded, exact).model
+        model = applied(self.loaded, exact).model if made.remedies.shifted else made.model
         jobs = self.recipe.jobs or 1
         moved = check_equivalence(self.loaded.with_graph(model), samples, range(1), jobs, self.log)
         return replace(made, moved=moved)

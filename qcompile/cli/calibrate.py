@@ -7,6 +7,7 @@ import typer
 from qcompile.cli.options import (
     DATA,
     CalibMethod,
+    CalibNeeded,
     CalibSamples,
     Debug,
     Jobs,
@@ -37,16 +38,7 @@ are the same bits for any order of the samples; an interrupted run continues whe
 def calibrate(
     model: ModelFile,
     *,
-    calib: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="Samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or .jsonl, or "
-            "module:callable.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ],
+    calib: CalibNeeded,
     evaluation: Annotated[
         str | None,
         typer.Option(

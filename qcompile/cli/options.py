@@ -57,6 +57,16 @@ Calib = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+CalibNeeded = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="Calibration samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or "
+        ".jsonl, or module:callable.",
+        rich_help_panel=DATA,
+        show_default=False,
+    ),
+]
 QatData = Annotated[
     str | None,
     typer.Option(

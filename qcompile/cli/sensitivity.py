@@ -8,6 +8,7 @@ from qcompile.cli.options import (
     DATA,
     PRECISION,
     CalibMethod,
+    CalibNeeded,
     CalibSamples,
     CpuOption,
     Debug,
@@ -51,16 +52,7 @@ one that was stopped goes on at the next layer.
 def sensitivity(
     model: ModelFile,
     *,
-    calib: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="Calibration samples: a folder of .npz, .npy, pictures or text, one .npz, .txt or "
-            ".jsonl, or module:callable.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
-    ],
+    calib: CalibNeeded,
     evaluation: Annotated[
         str | None,
         typer.Option(

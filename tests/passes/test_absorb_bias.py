@@ -1,55 +1,15 @@
 """Biases moved through a Relu: golden cases, exact where the Relu never acts, refusals."""
 
-from pathlib import Path
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import PlanError
-from qcompile.graph.channels import channels_of
 from qcompile.passes.absorb_bias import AbsorbBias
 from qcompile.remedies import Remedies, Shifted
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
-from tests.passes.tools import prepared, random_feeds, relative_l2, session
+from tests.passes.tools import random_feeds, relative_l2, session
 from tests.planning.tools import graph_of, normal
-
-CASES = cases([AbsorbBias.name])
-
-
-def loaded(path: Path) -> tuple[ir.Model, AbsorbBias]:
-    """Values called shift_... lose 1, 2, 3, ... by channel."""
-    model = prepared(read(path)[1], AbsorbBias())
-    values = [out for node in model.graph for out in node.outputs]
-    found = {
-        value.name: Shifted(shift=[1.0 + i for i in range(channels_of(value, 1))])
-        for value in values
-        if str(value.name).startswith("shift_")
-    }
-    return model, AbsorbBias(remedies=Remedies(shifted=found))
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    check_contract(*loaded(path))
-
-
-def test_describes_itself() -> None:
-    check_describes_itself(AbsorbBias)
 
 
 def shifting(value: str, amounts: np.ndarray) -> AbsorbBias:

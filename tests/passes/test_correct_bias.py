@@ -1,9 +1,6 @@
 """Corrected biases: golden cases, the outputs move by the correction, grids follow, refusals."""
 
-from pathlib import Path
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,18 +14,8 @@ from qcompile.planning.bias import with_corrected_biases
 from qcompile.remedies import Correction, Remedies
 from qcompile.runtime.ort import Session, kernel_nodes
 from qcompile.targets.ort_cpu import ORT_CPU
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
-from tests.passes.tools import prepared, random_feeds, session
+from tests.passes.tools import random_feeds, session
 from tests.planning.tools import HOLDS, feeds_of, graph_of, normal, quantize_graph
-
-CASES = cases([CorrectBias.name])
 
 
 def corrections(**bias: np.ndarray) -> Remedies:
@@ -39,35 +26,6 @@ def corrections(**bias: np.ndarray) -> Remedies:
             for name, values in bias.items()
         }
     )
-
-
-def loaded(path: Path) -> tuple[ir.Model, CorrectBias]:
-    """Nodes called correct_... have the corrections 0.5, 1.5, 2.5."""
-    model = prepared(read(path)[1], CorrectBias())
-    names = [node.name or "" for node in model.graph if (node.name or "").startswith("correct_")]
-    values = np.asarray([0.5, 1.5, 2.5])
-    return model, CorrectBias(remedies=corrections(**dict.fromkeys(names, values)))
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    check_contract(*loaded(path))
-
-
-def test_describes_itself() -> None:
-    check_describes_itself(CorrectBias)
-
-
-def test_refusals_are_counted() -> None:
-    model, step = loaded(next(path for path in CASES if path.stem == "refused"))
-    step(model)
-    assert sum(step.refusals.values()) == 3
-    assert len(step.refusals) == 3
 
 
 @given(

@@ -1,7 +1,5 @@
 """Values divided by channel: golden cases, the float equivalence, refusals, bad plans."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,54 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.errors import PlanError
-from qcompile.graph.channels import channels_of
 from qcompile.passes.rescale_channels import RescaleChannels
 from qcompile.remedies import Remedies, Rescaled
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
-from tests.passes.tools import prepared, random_feeds, relative_l2, session
+from tests.passes.tools import random_feeds, relative_l2, session
 from tests.planning.tools import graph_of, normal
 
-CASES = cases([RescaleChannels.name])
 MUL = "divided by a Mul of its own: "
-
-
-def loaded(path: Path) -> tuple[ir.Model, RescaleChannels]:
-    """Values called smooth_... and equal_... are divided by 2, 3, 4, ..."""
-    model = prepared(read(path)[1], RescaleChannels())
-    values = [out for node in model.graph for out in node.outputs]
-    found = {}
-    for value in values:
-        how, _, rest = str(value.name).partition("_")
-        if how in ("smooth", "equal") and "." not in rest:
-            remedy, axis = ("smoothquant", -1) if how == "smooth" else ("equalize", 1)
-            scale = [2.0 + i for i in range(channels_of(value, axis))]
-            found[value.name] = Rescaled(remedy=remedy, axis=axis, scale=scale)
-    return model, RescaleChannels(remedies=Remedies(rescaled=found))
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    model, step = loaded(path)
-    feeds = random_feeds(model)
-    outputs = session(model).run(None, feeds)
-    check_contract(model, step)
-    assert relative_l2(outputs, session(model).run(None, feeds)) <= step.effect.value
-
-
-def test_describes_itself() -> None:
-    check_describes_itself(RescaleChannels)
 
 
 def rescaling(value: str, scale: np.ndarray, axis: int, how: str = "equalize") -> RescaleChannels:

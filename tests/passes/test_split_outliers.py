@@ -1,9 +1,6 @@
 """Layers split by their outlier columns: golden cases, the float equivalence, refusals."""
 
-from pathlib import Path
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,52 +12,8 @@ from qcompile.planning.outliers import float_nodes
 from qcompile.planning.wishes import Wishes
 from qcompile.remedies import Outliers, Remedies
 from qcompile.runtime.ort import Session
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
-from tests.passes.tools import check_equivalent, prepared, random_feeds, relative_l2, session
+from tests.passes.tools import check_equivalent, session
 from tests.planning.tools import feeds_of, graph_of, normal, quantize_graph
-
-CASES = cases([SplitOutliers.name])
-
-
-def loaded(path: Path) -> tuple[ir.Model, SplitOutliers]:
-    """Nodes called split_... lose columns 1 and 3, nodes called find_... what they find."""
-    model = read(path)[1]
-    outliers = {}
-    for node in model.graph:
-        how, _, _ = str(node.name).partition("_")
-        if how in ("split", "find"):
-            run_time = how == "find"
-            channels = [] if run_time else [1, 3]
-            outliers[str(node.name)] = Outliers(
-                channels=channels, columns=4, threshold=1.0, run_time=run_time
-            )
-    step = SplitOutliers(remedies=Remedies(outliers=outliers))
-    return prepared(model, step), step
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
-
-
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    model, step = loaded(path)
-    feeds = random_feeds(model)
-    outputs = session(model).run(None, feeds)
-    check_contract(model, step)
-    assert relative_l2(outputs, session(model).run(None, feeds)) <= step.effect.value
-
-
-def test_describes_itself() -> None:
-    check_describes_itself(SplitOutliers)
 
 
 @given(st.data())

@@ -1,0 +1,113 @@
+"""Golden cases of the passes that apply remedies, and their contract; names say what is done."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from qcompile.graph.channels import channels_of
+from qcompile.graph.protocol import Effect, GraphPass
+from qcompile.passes.absorb_bias import AbsorbBias
+from qcompile.passes.correct_bias import CorrectBias
+from qcompile.passes.rescale_channels import RescaleChannels
+from qcompile.passes.split_outliers import SplitOutliers
+from qcompile.remedies import Correction, Outliers, Remedies, Rescaled, Shifted
+from tests.passes.golden import (
+    case_id,
+    cases,
+    check_contract,
+    check_describes_itself,
+    check_golden,
+    read,
+)
+from tests.passes.tools import prepared, random_feeds, relative_l2, session
+
+
+def rescaling(model: ir.Model) -> RescaleChannels:
+    """Values called smooth_... and equal_... are divided by 2, 3, 4, ..."""
+    values = [out for node in model.graph for out in node.outputs]
+    found = {}
+    for value in values:
+        how, _, rest = str(value.name).partition("_")
+        if how in ("smooth", "equal") and "." not in rest:
+            remedy, axis = ("smoothquant", -1) if how == "smooth" else ("equalize", 1)
+            scale = [2.0 + i for i in range(channels_of(value, axis))]
+            found[value.name] = Rescaled(remedy=remedy, axis=axis, scale=scale)
+    return RescaleChannels(remedies=Remedies(rescaled=found))
+
+
+def absorbing(model: ir.Model) -> AbsorbBias:
+    """Values called shift_... lose 1, 2, 3, ... by channel."""
+    values = [out for node in model.graph for out in node.outputs]
+    found = {
+        value.name: Shifted(shift=[1.0 + i for i in range(channels_of(value, 1))])
+        for value in values
+        if str(value.name).startswith("shift_")
+    }
+    return AbsorbBias(remedies=Remedies(shifted=found))
+
+
+def splitting(model: ir.Model) -> SplitOutliers:
+    """Nodes called split_... lose columns 1 and 3, nodes called find_... what they find."""
+    outliers = {}
+    for node in model.graph:
+        how, _, _ = str(node.name).partition("_")
+        if how in ("split", "find"):
+            run_time = how == "find"
+            channels = [] if run_time else [1, 3]
+            outliers[str(node.name)] = Outliers(
+                channels=channels, columns=4, threshold=1.0, run_time=run_time
+            )
+    return SplitOutliers(remedies=Remedies(outliers=outliers))
+
+
+def correcting(model: ir.Model) -> CorrectBias:
+    """Nodes called correct_... have the corrections 0.5, 1.5, 2.5."""
+    names = [node.name or "" for node in model.graph if (node.name or "").startswith("correct_")]
+    correction = Correction(how="empirical", bias=[0.5, 1.5, 2.5])
+    return CorrectBias(remedies=Remedies(corrected=dict.fromkeys(names, correction)))
+
+
+STEPS: dict[type[GraphPass], Callable[[ir.Model], GraphPass]] = {
+    RescaleChannels: rescaling,
+    AbsorbBias: absorbing,
+    SplitOutliers: splitting,
+    CorrectBias: correcting,
+}
+CASES = cases(kind.name for kind in STEPS)
+
+
+def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
+    """Read a case; names of values and nodes say what its pass is given."""
+    (kind,) = (kind for kind in STEPS if kind.name == path.parent.name)
+    model = prepared(read(path)[1], kind())
+    return model, STEPS[kind](model)
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_golden(path: Path, update_golden: bool) -> None:
+    check_golden(path, *loaded(path), update=update_golden)
+
+
+@pytest.mark.parametrize("path", CASES, ids=case_id)
+def test_contract(path: Path) -> None:
+    model, step = loaded(path)
+    feeds = random_feeds(model)
+    outputs = session(model).run(None, feeds) if step.effect is not Effect.LOSSY else None
+    check_contract(model, step)
+    if outputs is not None:
+        assert relative_l2(outputs, session(model).run(None, feeds)) <= step.effect.value
+
+
+@pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.name)
+def test_describes_itself(kind: type[GraphPass]) -> None:
+    check_describes_itself(kind)
+
+
+def test_refused_corrections_are_counted() -> None:
+    (path,) = (p for p in CASES if (p.parent.name, p.stem) == ("correct-bias", "refused"))
+    model, step = loaded(path)
+    step(model)
+    assert sum(step.refusals.values()) == 3
+    assert len(step.refusals) == 3
