@@ -34,7 +34,7 @@ from qcompile.planning.wishes import Wishes
 from qcompile.progress import StageLog
 from qcompile.recipe import Recipe
 from qcompile.remedies import Remedies, Remedy
-from qcompile.samples import Samples, Subset
+from qcompile.samples import Samples, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Target, Types
 
@@ -207,7 +207,7 @@ class Remedying:
     def _samples(self) -> Samples | None:
         """A few calibration samples; None without any, or where there are no ranges to judge."""
         samples = self.data.calibration
-        return None if samples is None else Subset(samples, range(min(PROBED, len(samples))))
+        return None if samples is None else first(samples, PROBED)
 
     def _planner(self, model: ir.Model, statistics: Statistics, samples: Samples) -> Planner:
         about = self.recipe, self.target, self.device, self.types

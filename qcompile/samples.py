@@ -86,6 +86,11 @@ class Subset:
         return self.parent.label(self.indices[index])
 
 
+def first(samples: Samples, limit: int) -> Samples:
+    """Return the first samples, at most so many."""
+    return Subset(samples, range(min(limit, len(samples))))
+
+
 @dataclass(frozen=True)
 class InMemory:
     """Samples that are already here: for tests, for the Python interface, for small sets."""

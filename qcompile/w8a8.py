@@ -36,7 +36,6 @@ from qcompile.planning.followed import check_plan
 from qcompile.planning.given import NO_GRID, Kept, select_given, spread, uncalibrated, with_given
 from qcompile.planning.learning import Learning
 from qcompile.planning.plan import (
-    PROBED,
     Planner,
     Solve,
     codes_of,
@@ -55,7 +54,7 @@ from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
 from qcompile.remedied import Remedied
 from qcompile.remedies import Learned
-from qcompile.samples import Array, Samples, Subset
+from qcompile.samples import Array, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Placement, Target, Types
 
@@ -187,7 +186,7 @@ class W8A8:
             plan = self._followed(self.edited)
             return Budget(plan, codes_of(plan, self._solver)), None
         about = self.recipe, self.target, self.device, self.types, self.log
-        planner = Planner(model, statistics, self._probed, *about)
+        planner = Planner(model, statistics, self.data.calibration, *about)
         wishes, select, kept = self._wishes(), planner.selected, None
         if self._given and scheme in CALIBRATED:
 
@@ -230,11 +229,6 @@ class W8A8:
         return with_bias_scales(plan, model, self.target, self.log)
 
     @property
-    def _probed(self) -> Samples | None:
-        samples = self.data.calibration
-        return Subset(samples, range(min(PROBED, len(samples)))) if samples else None
-
-    @property
     def _learned(self) -> Learned:
         """How codes are learned: as the recipe says, or as it was done for the given plan."""
         accuracy = self.recipe.accuracy
@@ -243,8 +237,8 @@ class W8A8:
 
     def _solver(self, method: str) -> Solve | None:
         """Return the way to find codes of weights that has a name; None without samples."""
-        samples, probed, jobs = self.data.calibration, self._probed, self.recipe.jobs or 1
-        if samples is None or probed is None or method == "rtn":
+        samples, jobs = self.data.calibration, self.recipe.jobs or 1
+        if samples is None or method == "rtn":
             return None
         model, folder = self.loaded.model, self.folder
         if method == "gptq":
@@ -252,11 +246,11 @@ class W8A8:
             def solve(
                 tensors: Mapping[str, TensorPlan], nodes: Sequence[str]
             ) -> dict[str, Rounded]:
-                return solve_codes(model, tensors, nodes, probed, jobs, self.log)
+                return solve_codes(model, tensors, nodes, samples, jobs, self.log)
 
             return solve
         assert folder is not None  # noqa: S101 - the pipeline gives one where codes are learned
-        learned_on = Subset(samples, range(min(LEARNED_ON, len(samples))))
+        learned_on = first(samples, LEARNED_ON)
         how = self._learned
 
         def learn(tensors: Mapping[str, TensorPlan], nodes: Sequence[str]) -> dict[str, Rounded]:

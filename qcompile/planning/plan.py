@@ -30,7 +30,7 @@ from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Rounding
-from qcompile.samples import Samples, Subset
+from qcompile.samples import Samples, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Target, Types
 
@@ -90,7 +90,7 @@ class Planner:
     Attributes:
         model: The lowered graph.
         statistics: Of the activations that ``select`` would quantize.
-        samples: A few samples of the calibration data, for measured choices; None without any.
+        samples: The calibration data, for measured choices; None without any.
         recipe: What the user asks for.
         target: What the engine can run.
         device: What the engine runs on.
@@ -133,10 +133,11 @@ class Planner:
             samples: For measured choices.
         """
         grids, solved = self._solved(selection, samples)
+        probed = first(samples, PROBED)
         if self.recipe.keep_accuracy:
-            plan = self._protected(selection, wishes, solved, samples)
+            plan = self._protected(selection, wishes, solved, probed)
         else:
-            plan = self.plan(selection, self.choose(selection, samples))
+            plan = self.plan(selection, self.choose(selection, probed))
         return marked(plan, grids, solved, "gptq")
 
     def _solved(
@@ -170,11 +171,11 @@ class Planner:
         if self.samples is None or not selection.activations or not judged_values(self.model.graph):
             return None
         work = sum(multiply_adds(node) for node in self.model.graph)
-        count = _affordable(work, EVERYTHING, len(self.samples))
+        count = _affordable(work, EVERYTHING)
         if not count:
             return None
-        choices = self.choose(selection, self.samples)
-        plan, judged = self.plan(selection, choices), Subset(self.samples, range(count))
+        choices = self.choose(selection, first(self.samples, PROBED))
+        plan, judged = self.plan(selection, choices), first(self.samples, count)
         jobs = self.recipe.jobs or 1
         board = Switchboard(self.model, selection, plan, self.types, {}, judged, jobs)
         return all_noise(board, choices)
@@ -221,7 +222,9 @@ class Planner:
         found = {name: Choice(*bounds, KEPT, {}) for name, bounds in known.items()}
         lacking = [name for name in own if name not in known]
         if lacking and self.samples is not None:
-            found |= self.choose(replace(selection, activations=lacking), self.samples)
+            found |= self.choose(
+                replace(selection, activations=lacking), first(self.samples, PROBED)
+            )
         return found
 
     def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:
@@ -254,7 +257,7 @@ class Planner:
         """Plan with ranges and precisions that were judged at the outputs of the model."""
         work = {node.name or "": multiply_adds(node) for node in self.model.graph}
         choices = self.choose(selection, samples)
-        count = _affordable(sum(work.values()), len(selection.nodes), len(samples))
+        count = _affordable(sum(work.values()), len(selection.nodes))
         obstacle = ""
         if not count:
             obstacle = "the model is too large to measure each layer's effect on the outputs"
@@ -267,7 +270,7 @@ class Planner:
             )
             return self.plan(selection, choices)
         codes = {name: rounded.codes for name, rounded in solved.items()}
-        judged = Subset(samples, range(count))
+        judged = first(samples, count)
 
         def judge(
             selection: Selection, choices: dict[str, Choice]
@@ -309,8 +312,8 @@ def _with_ties(statistics: Statistics, tied: Mapping[str, str]) -> Statistics:
     return replace(statistics, tensors={**more, **statistics.tensors})
 
 
-def _affordable(work: float, units: int, samples: int) -> int:
-    """Return on how many samples each layer's effect is measured; 0 for none.
+def _affordable(work: float, units: int) -> int:
+    """Return on how many samples each layer's effect is measured, at most; 0 for none.
 
     The limit is a number of multiply-adds, not a time, so that the plan does not depend on how
     fast the machine is.
@@ -318,7 +321,7 @@ def _affordable(work: float, units: int, samples: int) -> int:
     once = max(work, 1.0) * (units + 20)
     if once > MOST_WORK:
         return 0
-    return min(samples, max(1, int(GOOD_WORK / once)))
+    return min(PROBED, max(1, int(GOOD_WORK / once)))
 
 
 def weights_of(plan: Plan) -> dict[str, TensorPlan]:

@@ -1,4 +1,4 @@
-"""Codes of 8-bit weights that keep the layer's output: GPTQ on a few samples, judged on others.
+"""Codes of 8-bit weights that keep the layer's output: GPTQ on some samples, judged on others.
 
 Plain rounding moves each weight to the nearest code. Where inputs are alike (all positive behind a
 Relu, smooth pictures) the small errors of a channel add up instead of cancelling: a picture's
@@ -23,12 +23,15 @@ from qcompile.planning.int8_layers import Int8Layer, int8_layers
 from qcompile.planning.layer_inputs import input_rows
 from qcompile.progress import Progress
 from qcompile.runtime.ort import Session
-from qcompile.samples import Array, Samples
+from qcompile.samples import Array, Samples, first
 
 Floats = npt.NDArray[np.float64]
 
-POSITIONS = 2048
-"""Most rows of one sample that go into a layer's Hessian."""
+SAMPLES = 64
+"""Samples that are read: on few, whole directions of the input are unseen and take all errors."""
+
+ROWS = 16384
+"""Most rows of all samples together that go into a layer's Hessian, as many of each."""
 
 COLUMNS = 2500
 """Layers with more weights to an output channel are rounded plainly: their Hessian is too large."""
@@ -69,10 +72,11 @@ def solve_codes(
         model: The lowered graph.
         tensors: Grids of the weights.
         nodes: The weighted nodes that compute in int8.
-        samples: A few samples, read in order; every fourth judges.
+        samples: Read in order, the first ``SAMPLES``; every fourth judges.
         jobs: Layers solved at once.
         progress: Hears "plan: weights", and of layers that are too large.
     """
+    samples = first(samples, SAMPLES)
     layers = _affordable(list(int8_layers(model, tensors, set(nodes))), progress)
     found: dict[str, Rounded] = {}
     done = 0
@@ -139,7 +143,7 @@ def _hessians(
         judges = index % 4 == 3
         for number, layer in enumerate(layers):
             x = data[layer.x].astype(np.float64)
-            rows = input_rows(layer.node, x, POSITIONS)
+            rows = input_rows(layer.node, x, max(1, ROWS // len(samples)))
             product = np.matmul(rows.transpose(0, 2, 1), rows)
             (judging if judges else fitting)[number] += product
     return fitting, judging if len(samples) >= 4 else fitting

@@ -20,7 +20,7 @@ from qcompile.progress import Progress
 from qcompile.qat.exported import Inputs, Lowered
 from qcompile.qat.options import Rounding
 from qcompile.recipe import Recipe
-from qcompile.samples import InMemory, Subset
+from qcompile.samples import InMemory, first
 from qcompile.statistics import Statistics
 from qcompile.targets import target_named
 from qcompile.targets.target import Role, Target, Types
@@ -122,9 +122,8 @@ def calibrated_grids(
     statistics = collect(model, samples, wanted, jobs=recipe.jobs or 1, progress=progress)
     few = narrow(goal, model, selection)
     planner = planner_of(goal, model, statistics, progress)
-    probed = Subset(samples, range(min(PROBED, len(samples))))
     found: dict[str, Grid] = {}
-    for name, choice in planner.choose(selection, probed).items():
+    for name, choice in planner.choose(selection, first(samples, PROBED)).items():
         if name in few:
             found[name] = _narrow_grid(name, statistics, goal.types)
         else:

@@ -13,13 +13,13 @@ from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.insert_qdq import InsertQdq
 from qcompile.passes.split_outliers import SplitOutliers
 from qcompile.planning.outliers import float_nodes, outlier_channels, outlier_layers
-from qcompile.planning.plan import PROBED, Planner, activations_of, assemble
+from qcompile.planning.plan import Planner, activations_of, assemble
 from qcompile.planning.select import select
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Silent
 from qcompile.recipe import Recipe, Scheme
 from qcompile.remedies import Remedies
-from qcompile.samples import InMemory, Subset
+from qcompile.samples import InMemory
 from qcompile.statistics import Statistics
 from qcompile.targets.ort_cpu import ORT_CPU
 
@@ -77,8 +77,7 @@ def engine(source: Float, scheme: Scheme, samples: InMemory, *, by_rows: bool = 
         chosen = Planner(source.model, Statistics({}, 0), None, *about).selected(wishes)
         names = activations_of(chosen)
         seen = collect(source.model, samples, names, jobs=2, histograms=True, progress=Silent())
-        probed = Subset(samples, range(min(PROBED, len(samples))))
-        plan, codes = Planner(source.model, seen, probed, *about).make(wishes)
+        plan, codes = Planner(source.model, seen, samples, *about).make(wishes)
         steps = [InsertQdq(plan=plan, codes=codes), FenceFloatNodes()]
     model = source.model.clone()
     run_passes(model, steps, holds=source.holds)

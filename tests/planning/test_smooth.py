@@ -20,7 +20,7 @@ from qcompile.progress import Silent
 from qcompile.recipe import Recipe
 from qcompile.remedies import Remedies, Rescaled
 from qcompile.runtime.ort import Session
-from qcompile.samples import InMemory, Subset
+from qcompile.samples import InMemory
 from qcompile.statistics import Statistics
 from qcompile.targets.ort_cpu import ORT_CPU
 from qcompile.targets.tensorrt import TENSORRT
@@ -167,8 +167,7 @@ def score_and_noise(model, source, samples: InMemory) -> tuple[float, float]:
     about = recipe, ORT_CPU, "vnni", INT8, Silent()
     names = activations_of(Planner(model, Statistics({}, 0), None, *about).selected(Wishes()))
     statistics = collect(model, samples, names, jobs=2)
-    few = Subset(samples, range(8))
-    plan, codes = Planner(model, statistics, few, *about).make(Wishes())
+    plan, codes = Planner(model, statistics, samples, *about).make(Wishes())
     written = model.clone()
     run_passes(written, [InsertQdq(plan=plan, codes=codes), FenceFloatNodes()], holds=HOLDS)
     engine, exact = Session(written, threads=2), Session(source, threads=2)
