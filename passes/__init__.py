@@ -44,6 +44,7 @@ from qcompile.passes.simplify_nodes import SimplifyNodes
 from qcompile.passes.soften_masks import SoftenMasks
 from qcompile.passes.split_outliers import SplitOutliers
 from qcompile.passes.widen_halves import WidenHalves
+from qcompile.plan import Plan
 
 WIDENING: tuple[GraphPass, ...] = (
     InlineFunctions(),
@@ -129,6 +130,17 @@ QUANTIZING: tuple[GraphPass, ...] = (
     DynamicMatmul(),
 )
 """The passes that write a plan into the graph; they take the plan as an argument."""
+
+
+def dynamic(plan: Plan, *, by_row: bool) -> list[GraphPass]:
+    """Return the passes that write a plan whose activations are rounded while running.
+
+    Args:
+        plan: Of scheme int8-dynamic.
+        by_row: Each row of an activation has a scale of its own (LLM.int8()).
+    """
+    return [*([DivideRows(plan=plan)] if by_row else []), DynamicMatmul(plan=plan)]
+
 
 WEIGHT_ONLY: tuple[GraphPass, ...] = (
     FoldInputScale(),

@@ -46,6 +46,8 @@ class RescaleChannels(GraphPass):
 
     remedies: Remedies = field(default=Remedies(), repr=False, compare=False)
     done: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    multiplied: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Value that a Mul divides to the reason why no constant takes the division."""
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rescale one value after another: a weight may be divided by one and multiplied by two."""
@@ -86,6 +88,7 @@ class RescaleChannels(GraphPass):
             self.refuse("not smoothed: no layer of the main graph reads the value")
             return False
         self.refuse(f"divided by a Mul of its own: {reason}")
+        self.multiplied[str(value.name)] = reason
         for edit in edits:
             edit.change()
         return divider.insert_mul(value, scale, [edit.node for edit in edits])

@@ -6,13 +6,14 @@ rounding does not promise: the set that is found meets the budget, and none of i
 but another one might be smaller.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
+from qcompile.calibrate.cache import default_cache
 from qcompile.compare.drop import DISAGREEMENT, Drop, measured_drop
 from qcompile.compare.end_to_end import Runner, compare
 from qcompile.compare.metric import Metric, load_metric, value_of
@@ -23,23 +24,15 @@ from qcompile.devices import remainder_of
 from qcompile.frontend import Loaded
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
-from qcompile.plan import CALIBRATED, FLOATS, Plan
+from qcompile.ordering import Ordering, Rewrite, loss_of
+from qcompile.plan import FLOATS, Plan
+from qcompile.planning.effects_store import EffectsStore, effects_key
 from qcompile.planning.replan import Replan
-from qcompile.planning.run_time_board import RunTimeBoard
-from qcompile.planning.sensitivity import (
-    Board,
-    Effects,
-    Run,
-    affordable,
-    held,
-    ranges_of,
-    selection_of,
-)
-from qcompile.planning.switchboard import Switchboard, judged_values
+from qcompile.planning.sensitivity import Effect, affordable, held
 from qcompile.progress import Progress, Silent
 from qcompile.report.schema_budget import BudgetLayer, BudgetSection, DropRow
 from qcompile.runtime.ort import Session
-from qcompile.samples import Array, Feeds, Samples, Subset
+from qcompile.samples import Array, Feeds, Samples, samples_digest
 
 WORK = 4e12
 """Multiply-adds that all plans together may cost to measure: some two minutes on two cores."""
@@ -47,21 +40,15 @@ WORK = 4e12
 PLANS = 40
 """Most plans that are measured."""
 
+LONG = 10.0
+"""Seconds that all of them may take before the user is told of it first."""
+
 NO_SCORE = "no score of the float model: give --metric, or labels"
 
-ORDER_WORK = 1e12
-"""Multiply-adds that ordering the layers may cost."""
-
-ORDERED, SCORED = 8, 16
-"""Samples that layers are ordered on; by the metric only where that many are affordable."""
-
-SCORES = 2000
-"""Samples that the metric may score while layers are ordered."""
+LAX = 0.2
+"""Share of an accuracy from which a limit is likely to be meant in percent: the user is told."""
 
 STAGE, TRIED = "plan: budget", "tried in float"
-
-Rewrite = Callable[[Plan, dict[str, Codes]], ir.Model]
-"""Writes a plan into the float graph; the model is simulated: ONNX Runtime's rewrites are off."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +94,11 @@ def within(
     before = search.drop(())
     if before is None:
         return _unsteered(replan, limit, NO_SCORE, progress)
+    if limit >= LAX and search.metric is None:
+        progress.notice(
+            f"--max-drop {limit:g} is a share: {limit:.0%} of the decisions may be lost; "
+            f"{limit:g} % is --max-drop {limit / 100:g}"
+        )
     if before.size <= limit:
         return Budget(*replan.first, section=search.section(before, None, {}, replan.first[0]))
     return _steered(replan, search, before)
@@ -114,7 +106,9 @@ def within(
 
 def _steered(replan: Replan, search: "_Search", before: Drop) -> Budget:
     """Return a plan that meets the limit, which the first one does not, if there is one."""
-    limit, order = search.limit, search.order()
+    limit = search.limit
+    search.tell_time()
+    order = search.order()
     if not order:
         lacking = "no layer whose effect can be measured"
         return _unsteered(replan, limit, lacking, search.progress)
@@ -199,6 +193,8 @@ class _Search:
         exact = [self.floats[id(feeds)] for feeds in self.samples.feeds]
         self.exact = value_of(self.metric, exact, self.samples) if self.metric else 0.0
         self.known: dict[frozenset[str], float] = {}
+        self.store = EffectsStore(self._file(loaded, samples), progress)
+        self.seconds = 0.0
 
     @property
     def remainder(self) -> str:
@@ -211,10 +207,36 @@ class _Search:
             return load_metric(self.recipe.metric)
         return perplexity_metric(loaded.inputs, loaded.outputs, feeds)
 
+    def _file(self, loaded: Loaded, samples: Samples) -> Path:
+        """Return where measurements are kept: one that was stopped goes on from there."""
+        about = {
+            "model": loaded.digest,
+            "plan": self.plan.text(),
+            "recipe": self.recipe.model_dump(mode="json", exclude={"gates", "metric"}),
+            "samples": samples_digest(samples),
+            "metric": self.metric.identity() if self.metric else None,
+        }
+        return default_cache() / f"budget-{effects_key(about)}.json"
+
+    def order(self) -> list[str]:
+        """Return the layers, the one that loses most by being rounded alone first."""
+        about = self.replan, self.rewrite, self.metric, self.samples, self.store, self.progress
+        return Ordering(*about).layers()
+
+    def tell_time(self) -> None:
+        """Say how long the search takes at most, by the plan that was measured."""
+        if self.seconds * PLANS >= LONG:
+            self.progress.announce(
+                f"--max-drop {self.limit:g}: at most {PLANS} plans are tried, about "
+                f"{self.seconds:.1f} s each"
+            )
+
     def drop(self, kept: Collection[str]) -> Drop | None:
         """Return the drop of the whole model with some layers in float, with its interval."""
+        started = time.perf_counter()
         drop = measured_drop(self._compared(self._runner(kept), self.samples))
         self.known[frozenset(kept)] = drop.size if drop else np.inf
+        self.seconds = time.perf_counter() - started
         return drop
 
     def _meets(self, kept: Collection[str]) -> bool:
@@ -222,8 +244,17 @@ class _Search:
         key = frozenset(kept)
         if key not in self.known:
             self.progress.step(STAGE, len(self.known), PLANS)
-            self.known[key] = self._size(self._runner(kept))
+            self.known[key] = self._kept_size(sorted(kept))
         return self.known[key] <= self.limit
+
+    def _kept_size(self, kept: Sequence[str]) -> float:
+        """Return a drop from the cache, or measure and keep it."""
+        label = "\n".join(["in float", *kept])
+        known = self.store.effect(label)
+        if known is None:
+            known = Effect(self._size(self._runner(kept)))
+            self.store.keep(label, known)
+        return known.noise
 
     def _size(self, run: Runner) -> float:
         """Return a drop alone: intervals of a slow metric would take many times as long."""
@@ -231,7 +262,7 @@ class _Search:
             drop = measured_drop(self._compared(run, self.samples))
             return drop.size if drop else np.inf
         found = [run(feeds) for feeds in self.samples.feeds]
-        return self._loss(self.exact, value_of(self.metric, found, self.samples))
+        return loss_of(self.metric, self.exact, value_of(self.metric, found, self.samples))
 
     def _runner(self, kept: Collection[str]) -> Runner:
         planned = self.replan.keeping(dict.fromkeys(kept, TRIED)) if kept else self.replan.first
@@ -277,57 +308,6 @@ class _Search:
                 kept = fewer if fewer and self._meets(fewer) else kept
             size //= 2
         return kept
-
-    # -- the order --------------------------------------------------------------------------
-
-    def order(self) -> list[str]:
-        """Return the layers, the one that loses most by being rounded alone first."""
-        losses = self._losses()
-        return sorted(losses, key=lambda unit: tuple(-loss for loss in losses[unit]))
-
-    def _losses(self) -> dict[str, tuple[float, float]]:
-        """Return loss of the metric, where it is affordable, and noise of each layer alone."""
-        judged = bool(judged_values(self.model.graph))
-        units = sum(self.plan.is_quantized(name) for name in self.plan.nodes)
-        count = affordable(self.model, units, len(self.samples), ORDER_WORK)
-        count = min(count, max(SCORES // max(units, 1), 1)) if self.metric else count
-        scored = self.metric is not None and count >= min(SCORED, len(self.samples))
-        if not judged and not scored:
-            return {}
-        chosen = Subset(self.samples, range(count if scored else min(count, ORDERED)))
-        board, run = self._board(chosen, scored=scored)
-        effects = Effects(board, run, self._score(chosen) if scored else None)
-        exact = effects.unrounded
-        found = {}
-        for done, (unit, effect) in enumerate(effects.alone(effects.units), 1):
-            found[unit] = (self._loss(exact, effect.score), effect.noise)
-            self.progress.step("plan: sensitivity", done, len(effects.units))
-        return found
-
-    def _board(self, samples: Samples, *, scored: bool) -> tuple[Board, Run]:
-        planner, (plan, codes) = self.replan.planner, self.replan.first
-        if plan.scheme not in CALIBRATED:
-
-            def written(plan: Plan) -> ir.Model:
-                return self.rewrite(plan, codes)
-
-            later = RunTimeBoard(self.model, plan, written, samples, self.jobs)
-            return later, later.run
-        selection = selection_of(plan, planner.target.placement)
-        about = plan, planner.types, codes, samples, self.jobs
-        board = Switchboard(self.model, selection, *about, scored=scored)
-        return board, partial(board.run, ranges_of(plan))
-
-    def _score(self, samples: Samples) -> Callable[[Sequence[dict[str, Array]]], float]:
-        metric = self.metric
-        assert metric is not None  # noqa: S101 - asked for with a metric alone
-        return lambda found: value_of(metric, found, samples)
-
-    def _loss(self, exact: float | None, score: float | None) -> float:
-        if exact is None or score is None or self.metric is None:
-            return 0.0
-        loss = score - exact if self.metric.lower_is_better else exact - score
-        return float(np.nan_to_num(loss, nan=np.inf, posinf=np.inf, neginf=-np.inf))
 
     # -- the report -------------------------------------------------------------------------
 

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import get_args
 
 from qcompile.errors import RecipeError
+from qcompile.numerics.adaround import torch_library
 from qcompile.numerics.groups import SCALE_TYPES
 from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
-from qcompile.recipe import HighPrecision, Recipe, Rounding
+from qcompile.recipe import LEARNED, HighPrecision, Recipe, Rounding
+from qcompile.remedies import Remedy
 from qcompile.runtime.host import host_cpu
 from qcompile.targets.target import ANY, Target, Types
 
@@ -48,19 +50,61 @@ def _default(recipe: Recipe, target: Target, progress: Progress) -> str:
     return ",".join(able)
 
 
+EIGHT_BITS = (*CALIBRATED, "int8-dynamic")
+"""Schemes with activations of 8 bits."""
+
 WITHOUT_RANGES = ("smoothquant", "llm-int8", "rtn")
 """What --algorithm may name where activations are rounded at run time."""
 
 
-def check_algorithms(recipe: Recipe) -> None:
-    """Check that what ``--algorithm`` names is of use to the scheme.
+SERVES: dict[str, tuple[str, ...]] = {
+    "strength": ("smoothquant",),
+    "threshold": ("llm-int8",),
+    "outlier_share": ("llm-int8",),
+    "run_time_outliers": ("llm-int8",),
+    "correction": ("bias-correction",),
+    "steps": LEARNED,
+    "seed": LEARNED,
+}
+"""Option under ``[accuracy]`` to what it is an option of."""
+
+
+def check_algorithms(recipe: Recipe, progress: Progress) -> None:
+    """Check that what ``--algorithm`` names is of use to the scheme, and can run here.
 
     Raises:
-        RecipeError: A name is not.
+        RecipeError: A name is not, or options contradict each other.
+        RuntimeMissingError: Codes are learned, and torch is not installed.
     """
+    _check_names(recipe)
+    accuracy = recipe.accuracy
+    if accuracy.run_time_outliers and recipe.scheme != "int8-dynamic":
+        raise RecipeError("accuracy.run_time_outliers: it is for --dynamic")
+    if {"threshold", "outlier_share"} <= accuracy.model_fields_set and accuracy.outlier_share:
+        raise RecipeError("accuracy.outlier_share stands in place of accuracy.threshold: give one")
+    for option in sorted(accuracy.model_fields_set & SERVES.keys()):
+        if not _used(recipe).intersection(SERVES[option]):
+            names = " or ".join(SERVES[option])
+            progress.notice(f"accuracy.{option} does nothing: it is for --algorithm {names}")
+    if accuracy.rounding in LEARNED:  # weights in few bits look for torch themselves
+        torch_library()
+
+
+def _used(recipe: Recipe) -> set[str]:
+    """Return the names of what a build does or tries."""
+    if recipe.scheme == "weight-only":
+        return {recipe.weights.algorithm}
+    if recipe.accuracy.algorithms == "auto":
+        dynamic = recipe.scheme == "int8-dynamic"
+        tried = {name for name in get_args(Remedy) if not dynamic or name in WITHOUT_RANGES}
+        return tried if recipe.scheme in EIGHT_BITS else set()
+    return set(recipe.accuracy.algorithms)
+
+
+def _check_names(recipe: Recipe) -> None:
     named = () if recipe.accuracy.algorithms == "auto" else recipe.accuracy.algorithms
     for name in named:
-        if recipe.scheme not in (*CALIBRATED, "int8-dynamic"):
+        if recipe.scheme not in EIGHT_BITS:
             raise RecipeError(f"--algorithm {name}: it is for --int8, --fp8 and --dynamic")
         if recipe.scheme == "int8-dynamic" and name not in WITHOUT_RANGES:
             able = ", ".join(WITHOUT_RANGES)
@@ -69,8 +113,6 @@ def check_algorithms(recipe: Recipe) -> None:
             raise RecipeError(
                 f"--algorithm {name}: codes of --fp8 are rounded to the nearest (rtn)"
             )
-    if recipe.accuracy.run_time_outliers and recipe.scheme != "int8-dynamic":
-        raise RecipeError("accuracy.run_time_outliers: it is for --dynamic")
 
 
 def remainder_of(recipe: Recipe, target: Target, device: str) -> HighPrecision:

@@ -39,7 +39,7 @@ from qcompile.planning.plan import wishes_of
 from qcompile.planning.wishes import unmatched
 from qcompile.progress import Progress, StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import HighPrecision, Recipe
+from qcompile.recipe import LEARNED, HighPrecision, Recipe
 from qcompile.remedied import Remedied, Remedying, untouched
 from qcompile.report.json_text import json_text
 from qcompile.report.schema import (
@@ -60,7 +60,7 @@ from qcompile.targets.target import Target
 from qcompile.torch_models import Options, file_name, is_torch
 from qcompile.tracing import TracedFile, traced_file
 from qcompile.training import check_trainable, trained
-from qcompile.w8a8 import LEARNED, W8A8
+from qcompile.w8a8 import W8A8
 from qcompile.weight_only import WeightOnly
 from qcompile.working import working_folder
 from qcompile.written import Delivered, Written
@@ -111,7 +111,7 @@ def build(  # noqa: PLR0913 (the command's options)
     recipe = recipe or Recipe()
     target, log = target_named(recipe.target), StageLog(progress)
     device = device_of(recipe, target, log)  # refused before any file is read
-    check_algorithms(recipe)
+    check_algorithms(recipe, log)
     remainder, target = remainder_of(recipe, target, device), target.on(device)
     check_request(target, _without_shapes(recipe) if is_torch(model) else recipe, log)
     recipe = recipe.model_copy(update={"jobs": jobs_of(recipe, log)})

@@ -17,7 +17,7 @@ from qcompile.remedies import Remedies
 CodeType = Literal["uint8", "int8", "int32", "float8e4m3fn"]
 Kind = Literal["activation", "weight", "bias"]
 Precision = Literal["int8", "int8-dynamic", "weight-only", "fp8", "fp16", "bf16", "float"]
-Algorithm = Literal["rtn", "gptq", "awq", "awq+gptq"]
+Algorithm = Literal["rtn", "gptq", "awq", "awq+gptq", "adaround"]
 WeightForm = Literal["nbits", "dequantize"]
 
 GROUP_SIZES = (0, 16, 32, 64, 128, 256)

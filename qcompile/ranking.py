@@ -1,8 +1,5 @@
 """Rank the layers of a model by what rounding each alone does to its outputs, or to a metric."""
 
-import hashlib
-import inspect
-import json
 import math
 import tempfile
 import time
@@ -14,7 +11,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qcompile.bundle import versions
 from qcompile.calibrate.cache import default_cache
 from qcompile.compare.metric import Metric, load_metric, value_of
 from qcompile.compare.perplexity import perplexity_metric
@@ -29,7 +25,7 @@ from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.plan import CALIBRATED, FLOATS, Plan
-from qcompile.planning.effects_store import EffectsStore, KeptTime
+from qcompile.planning.effects_store import EffectsStore, KeptTime, effects_key
 from qcompile.planning.run_time_board import RunTimeBoard
 from qcompile.planning.sensitivity import (
     Board,
@@ -199,14 +195,12 @@ class _Ranking:
 
     def _key(self, samples: Samples) -> str:
         """Return the hash of all that an effect depends on."""
-        about = {
+        about: dict[str, object] = {
             "plan": self.plan.text(),
             "samples": samples_digest(samples),
-            "metric": _identity(self.metric) if self.metric else None,
-            "versions": versions(),
-            "host": host_cpu(),
+            "metric": self.metric.identity() if self.metric else None,
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        return effects_key(about)
 
     def _measured(
         self, effects: Effects, store: EffectsStore, samples: int
@@ -220,6 +214,8 @@ class _Ranking:
         if together is None or left:
             together = effects.of(units)
             store.keep(TOGETHER, together)
+        if not left:
+            log.listener.announce(f"{STAGE}: all {len(units)} layers from the cache")
         if left:
             seconds = (time.perf_counter() - started) * len(left)
             after = f", after {len(known)} that are in the cache" if known else ""
@@ -326,16 +322,6 @@ def _by_node(graph: ir.Graph, model: ir.Model, path: Path, feeds: Feeds) -> dict
         if owner or kernel.op in CONVERSIONS:
             times[owner] += kernel.ms
     return times
-
-
-def _identity(metric: Metric) -> tuple[str, str]:
-    """Return the name of a metric and a hash of the file that defines it."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(metric.measure))
-        content = Path(file).read_bytes() if file else b""
-    except (OSError, TypeError, ValueError):  # an object, or built in
-        content = b""
-    return metric.name, hashlib.sha256(content).hexdigest()
 
 
 def _row(effect: Effect, loss: float | None) -> EffectRow:

@@ -13,8 +13,11 @@ from qcompile.remedies import Remedy
 Method = Literal["auto", "minmax", "percentile", "mse", "entropy"]
 Scheme = Literal["int8", "int8-dynamic", "weight-only", "fp8", "fp16", "bf16"]
 HighPrecision = Literal["fp32", "fp16", "bf16"]
-Algorithm = Literal["auto", "rtn", "gptq", "awq", "awq+gptq"]
+Algorithm = Literal["auto", "rtn", "gptq", "awq", "awq+gptq", "adaround"]
 Rounding = Literal["rtn", "gptq", "adaround", "brecq"]
+LEARNED: tuple[Rounding, ...] = ("adaround", "brecq")
+"""Ways to round whose codes are learned, which needs torch."""
+
 Cpu = Literal["avx2", "avx512", "vnni", "arm"]
 
 
@@ -103,7 +106,7 @@ class Weights(Frozen):
             0 for the whole channel.
         asymmetric: Each group has a zero point of its own.
         algorithm: auto takes, for each layer, the one with the least output error on held-back
-            samples.
+            samples; adaround learns as ``Accuracy`` says, and is never tried by auto.
         act_order: GPTQ solves columns by falling input power.
         static_groups: Groups and their scales are fixed before GPTQ moves weights. False: scales
             are found when a group's turn comes, and with act_order columns are stored in the order
@@ -127,6 +130,16 @@ class Weights(Frozen):
     operators: tuple[str, ...] = ("MatMul", "Gemm")
     accuracy_level: Literal[0, 4] | None = None
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _layer_by_layer(cls, name: object) -> object:
+        if name == "brecq":
+            raise ValueError(
+                "brecq learns whole blocks, for --int8 only; weights in few bits are solved layer "
+                "by layer: take adaround"
+            )
+        return name
+
 
 class Accuracy(Frozen):
     """What the schemes with 8-bit activations do beyond choosing ranges.
@@ -139,7 +152,7 @@ class Accuracy(Frozen):
         outlier_share: Take the loudest share of columns instead of a threshold.
         run_time_outliers: Find outliers anew for each input (scheme int8-dynamic).
         correction: Of bias correction.
-        steps: Of AdaRound and BRECQ, for each layer or block.
+        steps: Of AdaRound and BRECQ, for each layer or block; of weights in few bits, too.
         seed: Of their chance.
     """
 
@@ -157,13 +170,17 @@ class Accuracy(Frozen):
     def _named(cls, chosen: object) -> object:
         if chosen == "auto":
             return chosen
-        names = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+        names = list(chosen) if isinstance(chosen, list | tuple) else str(chosen).split("+")
         known = (*get_args(Remedy), *get_args(Rounding))
+        if not names:
+            raise ValueError("it names nothing: 'auto' tries what helps, 'rtn' does nothing")
+        if "auto" in names:
+            raise ValueError("auto stands alone: it tries the others by itself")
         for name in names:
             if name not in known:
                 raise ValueError(f"{name!r} is none of auto, {', '.join(known)}")
         roundings = [name for name in names if name in get_args(Rounding)]
-        if not names or len(roundings) > 1 or len(set(names)) < len(names):
+        if len(roundings) > 1 or len(set(names)) < len(names):
             raise ValueError(
                 f"{'+'.join(map(str, names))}: name each once, and one way to round at most"
             )
@@ -332,7 +349,8 @@ def recipe_from(options: dict[str, Any], file: Path | None = None) -> Recipe:
         return Recipe.model_validate(_overlaid(table, options))
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
+        unknown = first["type"] == "extra_forbidden"
+        message = "no such key" if unknown else first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{_place(first['loc'], options, file)}: {message}") from error
 
 

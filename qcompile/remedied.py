@@ -15,21 +15,32 @@ import onnx_ir as ir
 
 from qcompile.calibrate.collect import collect
 from qcompile.data import Split
+from qcompile.devices import WITHOUT_RANGES
 from qcompile.errors import RecipeError
 from qcompile.frontend import Loaded, check_equivalence
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
+from qcompile.graph.work import multiply_adds
+from qcompile.passes import dynamic
 from qcompile.passes.absorb_bias import AbsorbBias
 from qcompile.passes.rescale_channels import RescaleChannels
 from qcompile.passes.split_outliers import SplitOutliers
-from qcompile.plan import CALIBRATED
+from qcompile.plan import CALIBRATED, Plan
 from qcompile.planning.absorb import absorbed
 from qcompile.planning.equalize import equalized
 from qcompile.planning.outliers import check_run_time, float_nodes, outlier_channels
-from qcompile.planning.plan import PROBED, Planner, activations_of, wishes_of
+from qcompile.planning.plan import (
+    EVERYTHING,
+    MOST_WORK,
+    PROBED,
+    Planner,
+    activations_of,
+    wishes_of,
+)
 from qcompile.planning.protect import QUIET
+from qcompile.planning.run_time_board import RunTimeBoard
 from qcompile.planning.select import Selection
-from qcompile.planning.smooth import smoothed
+from qcompile.planning.smooth import Activations, smoothed
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import StageLog
 from qcompile.recipe import Recipe
@@ -48,6 +59,18 @@ HELPS: dict[Remedy, float] = {
     "llm-int8": 0.6,
 }
 """What share of the noise may be left for ``auto`` to keep a remedy; less where it costs time."""
+
+COSTS_TIME: Remedy = "llm-int8"
+"""Not tried by ``auto`` where the others have made the noise low already."""
+
+
+NOTHING: dict[Remedy, str] = {
+    "equalize": "no pair of layers on codes has channels to equalize",
+    "absorb-bias": "no bias behind a Relu lies high enough, or can be moved",
+    "smoothquant": "no layer on codes loses less by it",
+    "llm-int8": "no layer on codes has outlier columns",
+}
+"""Why a remedy finds no place."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +100,7 @@ class Remedied:
         trials: What ``auto`` measured.
         moved: How far the outputs moved, relative L2; None where nothing was done or compared.
         left: Places that equalize and absorb-bias looked at and left alone, by reason.
+        multiplied: Value that smoothquant divides by a Mul to the reason why no constant takes it.
     """
 
     model: ir.Model
@@ -86,6 +110,7 @@ class Remedied:
     trials: tuple[Trial, ...] = ()
     moved: float | None = None
     left: Counter[str] = field(default_factory=Counter)
+    multiplied: dict[str, str] = field(default_factory=dict)
 
     @property
     def loud(self) -> bool:
@@ -121,14 +146,16 @@ def applied(loaded: Loaded, remedies: Remedies, dumps: Path | None = None) -> Re
     """
     model = loaded.model.clone()
     passes: list[GraphPass] = []
+    rescaling = RescaleChannels(remedies=remedies)
     if remedies.rescaled:
-        passes.append(RescaleChannels(remedies=remedies))
+        passes.append(rescaling)
     if remedies.shifted:
         passes.append(AbsorbBias(remedies=remedies))
     if remedies.outliers:
         passes.append(SplitOutliers(remedies=remedies))
     runs = run_passes(model, passes, holds=loaded.holds, dump_dir=dumps)
-    return Remedied(model, remedies, float_nodes(model, remedies), runs)
+    floats, multiplied = float_nodes(model, remedies), rescaling.multiplied
+    return Remedied(model, remedies, floats, runs, multiplied=multiplied)
 
 
 @dataclass(frozen=True)
@@ -177,7 +204,7 @@ class Remedying:
         for name in names:
             more = self._more(name, made)
             if more == made.remedies:
-                self.log.notice(f"--algorithm {name}: nothing in this model to apply it to")
+                self.log.notice(f"--algorithm {name} changes nothing: {NOTHING[name]}")
                 continue
             made = applied(self.loaded, more)
         return made
@@ -191,7 +218,10 @@ class Remedying:
         if best is None or best <= QUIET:
             return made
         trials = [Trial(None, best, kept=not best)]
-        for name in ORDER:
+        ranges = self.recipe.scheme in CALIBRATED
+        for name in (name for name in ORDER if ranges or name in WITHOUT_RANGES):
+            if name == COSTS_TIME and best <= QUIET:
+                continue
             more = self._more(name, made)
             if more == made.remedies:
                 continue
@@ -216,8 +246,10 @@ class Remedying:
     def _noise(self, made: Remedied) -> float | None:
         """Return the noise at the outputs with all on codes."""
         samples = self._samples
-        if samples is None or self.recipe.scheme == "int8-dynamic":
+        if samples is None:
             return None
+        if self.recipe.scheme not in CALIBRATED:
+            return self._noise_at_run_time(made, samples)
         selection = self._selection(made)
         statistics = collect(
             made.model,
@@ -228,6 +260,21 @@ class Remedying:
             progress=self.log,
         )
         return self._planner(made.model, statistics, samples).everything(self._wishes(made))
+
+    def _noise_at_run_time(self, made: Remedied, samples: Samples) -> float | None:
+        """Return the same where activations are rounded while running: a model is written."""
+        plan, _ = self._planner(made.model, Statistics({}, 0), samples).make(self._wishes(made))
+        work = sum(multiply_adds(node) for node in made.model.graph)
+        if not any(map(plan.is_quantized, plan.nodes)) or work * EVERYTHING > MOST_WORK:
+            return None
+
+        def written(plan: Plan) -> ir.Model:
+            model, by_row = made.model.clone(), bool(made.remedies.outliers)
+            run_passes(model, dynamic(plan, by_row=by_row), holds=self.loaded.holds)
+            return model
+
+        board = RunTimeBoard(made.model, plan, written, samples, self.recipe.jobs or 1)
+        return board.noise_of(board.run(board.units)) if board.floats else None
 
     def _wishes(self, made: Remedied) -> Wishes:
         return replace(wishes_of(self.recipe), nodes=made.floats)
@@ -272,7 +319,7 @@ class Remedying:
                 jobs,
                 self.log,
                 strength=options.strength,
-                activations="static" if scheme in CALIBRATED else "run",
+                activations=self._activations,
             )
             return remedies.model_copy(update={"rescaled": {**smooth, **remedies.rescaled}})
         if options.run_time_outliers:
@@ -286,6 +333,13 @@ class Remedying:
             run_time=options.run_time_outliers,
         )
         return remedies.model_copy(update={"outliers": outliers})
+
+    @property
+    def _activations(self) -> Activations:
+        """What shares a scale."""
+        if self.recipe.scheme in CALIBRATED:
+            return "static"
+        return "row" if self.recipe.accuracy.asks("llm-int8") else "run"
 
     def _leave(self, name: Remedy, left: Counter[str]) -> None:
         self.left.update({f"{name}: {reason}": count for reason, count in left.items()})

@@ -128,7 +128,7 @@ def int8_share(plan: Plan, model: ir.Model) -> float | None:
 def remedy_section(
     remedied: Remedied, plan: Plan, model: ir.Model, asked: str
 ) -> RemedySection | None:
-    """Say what was tried and done so that 8 bits cost less; None where there was no need.
+    """Say what was tried and done so that 8-bit activations cost less; None where nothing was.
 
     Args:
         remedied: What was done before the plan was made.
@@ -137,7 +137,7 @@ def remedy_section(
         asked: ``--algorithm``.
     """
     remedies = plan.remedies
-    if not remedies and not remedied.trials:
+    if plan.scheme == "weight-only" or not (remedies or remedied.trials or remedied.left):
         return None
     strengths = [r.strength for r in remedies.rescaled.values() if r.strength is not None]
     return RemedySection(
@@ -148,14 +148,16 @@ def remedy_section(
         ),
         rescaled=Counter(r.remedy for r in remedies.rescaled.values()),
         strengths=(min(strengths), max(strengths)) if strengths else None,
+        multiplied=remedied.multiplied,
         shifted=len(remedies.shifted),
         corrected=len(remedies.corrected),
         outliers=tuple(
             OutlierRow(
                 node=layer.node,
-                channels=None if layer.run_time else len(layer.channels),
+                channels=None if layer.run_time else layer.channels,
                 columns=layer.columns,
                 share=layer.share,
+                of_model=layer.of_model,
             )
             for layer in outlier_layers(model, remedies)
         ),

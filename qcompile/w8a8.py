@@ -20,10 +20,9 @@ from qcompile.graph.runner import PassRun, run_passes
 from qcompile.graph.walk import consumers
 from qcompile.numerics.grids import Codes, dequantize, quantize
 from qcompile.numerics.regrid import Given
+from qcompile.passes import dynamic
 from qcompile.passes.average_codes import AverageCodes
 from qcompile.passes.correct_bias import CorrectBias
-from qcompile.passes.divide_rows import DivideRows
-from qcompile.passes.dynamic_matmul import DynamicMatmul
 from qcompile.passes.fence_float_nodes import FenceFloatNodes
 from qcompile.passes.fold_stride import FoldStride
 from qcompile.passes.insert_qdq import InsertQdq
@@ -51,15 +50,12 @@ from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Recipe
+from qcompile.recipe import LEARNED, Recipe
 from qcompile.remedied import Remedied
 from qcompile.remedies import Learned
 from qcompile.samples import Array, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Placement, Target, Types
-
-LEARNED = ("adaround", "brecq")
-"""Ways to round whose codes are learned."""
 
 LEARNED_ON = 256
 """Calibration samples that codes of weights are learned on, at most."""
@@ -297,8 +293,8 @@ class W8A8:
     def _shared(self, plan: Plan, codes: dict[str, Codes]) -> list[GraphPass]:
         """Return the passes that write a plan."""
         if self.recipe.scheme not in CALIBRATED:
-            by_row = self.recipe.accuracy.asks("llm-int8") or plan.remedies.outliers
-            return [*([DivideRows(plan=plan)] if by_row else []), DynamicMatmul(plan=plan)]
+            by_row = self.recipe.accuracy.asks("llm-int8") or bool(plan.remedies.outliers)
+            return dynamic(plan, by_row=by_row)
         hand_on = self.target.placement is not Placement.INPUTS
         correct = [CorrectBias(remedies=plan.remedies)] if plan.remedies.corrected else []
         return [*correct, InsertQdq(plan=plan, codes=codes, hand_on=hand_on)]

@@ -10,6 +10,7 @@ from qcompile.errors import DataError
 from qcompile.frontend import Loaded
 from qcompile.graph.protocol import GraphPass
 from qcompile.graph.runner import PassRun, run_passes
+from qcompile.numerics.adaround import torch_library
 from qcompile.passes.fold_input_scale import FoldInputScale
 from qcompile.passes.hold_codes import HoldCodes
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
@@ -23,6 +24,7 @@ from qcompile.planning.weights import WeightSelection, select_weights
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
+from qcompile.remedies import Learned, Remedies
 from qcompile.report.schema import WeightRow
 from qcompile.solved import SolvedStore
 from qcompile.targets.target import Target
@@ -66,13 +68,16 @@ class WeightOnly:
         with self.log.stage("solve"):
             job = self._job()
             self._solve(job)
+        weights = job.plans()
+        learned = any(weight.algorithm == "adaround" for weight in weights.values())
         plan = Plan(
             model=self.loaded.digest,
             target=self.target.name,
             device=self.device,
             scheme=self.recipe.scheme,
             tensors={},
-            weights=job.plans(),
+            weights=weights,
+            remedies=Remedies(learned=job.learned if learned else None),
             nodes=job.selection.nodes,
         )
         with self.log.stage("rewrite"):
@@ -94,12 +99,22 @@ class WeightOnly:
             folder=self.folder,
             jobs=self.recipe.jobs or 1,
             progress=self.log,
+            learned=self._learned,
         )
+
+    @property
+    def _learned(self) -> Learned:
+        """How codes are learned: as the recipe says, or as it was done for the given plan."""
+        accuracy = self.recipe.accuracy
+        own = Learned(steps=accuracy.steps, seed=accuracy.seed)
+        return (self.edited.remedies.learned or own) if self.edited else own
 
     def _solve(self, job: Job) -> None:
         samples = self.data.calibration
         if samples is None:
             self._check_needs_no_data()
+        elif any(layer.options.algorithm == "adaround" for layer in job.selection.layers):
+            torch_library()  # before any work
         self.log.announce(estimate(job, samples))
         if samples is None:
             self.log.notice("without samples all weights are rounded to the nearest codes")

@@ -140,13 +140,38 @@ def test_the_same_budget_gives_the_same_plan(case):
     assert first.section == again.section
 
 
+def test_a_search_that_was_stopped_goes_on_from_what_it_measured(case, tmp_path, monkeypatch):
+    calls, write = [], Case.rewrite
+
+    def budget(stop: int | None = None) -> tuple[Budget, int]:
+        def counted(self: Case, plan: Plan, codes: dict[str, np.ndarray]) -> object:
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            calls.append(plan)
+            return write(self, plan, codes)
+
+        calls.clear()
+        monkeypatch.setattr(Case, "rewrite", counted)
+        return case.within(0.01)[0], len(calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        budget(stop=5)
+    resumed, rest = budget()
+    known, ends = budget()
+    monkeypatch.setenv("QCOMPILE_CACHE", str(tmp_path / "elsewhere"))
+    fresh, everything = budget()
+    assert resumed == known == fresh
+    assert ends < rest < everything
+
+
 @pytest.mark.parametrize("limit", [None, 1.0])
 def test_a_plan_within_the_budget_stays_as_it_is(case, limit):
     budget, heard = case.within(limit)
     assert (budget.plan, budget.codes) == case.replan.first
     assert not budget.nodes
     assert (budget.section is None) == (limit is None)
-    assert not heard.notices
+    lax = "--max-drop 1 is a share: 100% of the decisions may be lost; 1 % is --max-drop 0.01"
+    assert heard.notices == ([lax] if limit else [])
 
 
 def test_grids_and_codes_stay_where_layers_turn_to_float(case):

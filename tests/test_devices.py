@@ -2,8 +2,9 @@
 
 import pytest
 
-from qcompile.devices import device_of, remainder_of, types_of
-from qcompile.errors import RecipeError
+from qcompile.devices import check_algorithms, device_of, remainder_of, types_of
+from qcompile.errors import RecipeError, RuntimeMissingError
+from qcompile.numerics import adaround
 from qcompile.progress import Silent, StageLog
 from qcompile.recipe import Recipe
 from qcompile.runtime.host import host_cpu
@@ -153,3 +154,50 @@ def test_scales_have_the_type_of_the_float_beside_them(name, scheme, half, scale
 def test_schemes_without_codes_of_activations_have_no_types(scheme):
     asked = recipe(target="tensorrt", scheme=scheme)
     assert types_of(asked, target_named("tensorrt"), "89", "fp16") is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "accuracy", "message"),
+    [
+        ("fp16", {"algorithms": "smoothquant"}, "--algorithm smoothquant: it is for --int8, --fp8"),
+        ("int8-dynamic", {"algorithms": "equalize"}, "--dynamic takes smoothquant, llm-int8, rtn"),
+        ("fp8", {"algorithms": "gptq"}, "codes of --fp8 are rounded to the nearest"),
+        (
+            "int8",
+            {"algorithms": "llm-int8", "run_time_outliers": True},
+            "accuracy.run_time_outliers: it is for --dynamic",
+        ),
+        (
+            "int8",
+            {"algorithms": "llm-int8", "threshold": 5, "outlier_share": 0.1},
+            "accuracy.outlier_share stands in place of accuracy.threshold",
+        ),
+    ],
+)
+def test_algorithms_that_are_refused(scheme, accuracy, message):
+    with pytest.raises(RecipeError) as found:
+        check_algorithms(recipe(scheme=scheme, accuracy=accuracy), Silent())
+    assert message in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "idle"),
+    [
+        ({"accuracy": {"strength": 0.5, "threshold": 5}}, []),
+        ({"accuracy": {"algorithms": "gptq", "strength": 0.5}}, ["strength"]),
+        ({"accuracy": {"steps": 5, "correction": "analytic"}}, ["steps"]),
+        ({"scheme": "int8-dynamic", "accuracy": {"correction": "analytic"}}, ["correction"]),
+        ({"scheme": "weight-only", "accuracy": {"strength": 0.5}}, ["strength"]),
+    ],
+)
+def test_options_of_what_is_not_done_are_told(asked, idle):
+    heard = Silent()
+    check_algorithms(recipe(**asked), heard)
+    assert [n.split()[0] for n in heard.notices] == [f"accuracy.{name}" for name in idle]
+
+
+def test_torch_is_missed_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(adaround.importlib.util, "find_spec", lambda name: None)
+    for name in ("adaround", "brecq"):
+        with pytest.raises(RuntimeMissingError, match="needs torch"):
+            check_algorithms(recipe(accuracy={"algorithms": name}), Silent())

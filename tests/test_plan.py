@@ -42,7 +42,7 @@ def tensors(draw: st.DrawFn) -> TensorPlan:
     )
 
 
-ALGORITHMS = st.sampled_from(["rtn", "gptq", "awq", "awq+gptq"])
+ALGORITHMS = st.sampled_from(["rtn", "gptq", "awq", "awq+gptq", "adaround"])
 WEIGHTS = st.builds(
     WeightPlan,
     bits=st.sampled_from([2, 3, 4, 8]),

@@ -79,6 +79,7 @@ def test_a_second_run_measures_nothing(fragile):
     assert ranked(fragile, first) == ranked(fragile, second)
     assert sum("layers on" in notice for notice in first.notices) == 1
     assert not any("layers on" in notice for notice in second.notices)
+    assert any(notice.endswith("layers from the cache") for notice in second.notices)
 
 
 def test_engines_for_other_devices_are_ranked_without_times(fragile):

@@ -48,8 +48,8 @@ def test_no_file_and_no_options_are_the_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("shceme = 'int8'", "shceme: Extra inputs are not permitted"),
-        ("[calibration]\nmethods = 'mse'", "calibration.methods: Extra inputs"),
+        ("shceme = 'int8'", "shceme: no such key"),
+        ("[calibration]\nmethods = 'mse'", "calibration.methods: no such key"),
         ("scheme = 'int4'", "scheme: Input should be 'int8', 'int8-dynamic', 'weight-only', 'fp8'"),
         ("cpu = 'pentium'", "cpu: Input should be"),
         ("exclude = 3", "exclude: Input should be"),
@@ -68,6 +68,9 @@ def test_no_file_and_no_options_are_the_defaults():
             "preprocess.std: must have 1 number, not 3",
         ),
         ("[preprocess]\nstd = [1, 0, 1]", "preprocess.std: must not be 0"),
+        ("[accuracy]\nalgorithms = []", "accuracy.algorithms: it names nothing"),
+        ("[accuracy]\nalgorithms = 'auto+gptq'", "accuracy.algorithms: auto stands alone"),
+        ("[accuracy]\nalgorithms = 'smooth'", "accuracy.algorithms: 'smooth' is none of auto"),
         ("[gates]\nmin_agreement = 97", "gates.min_agreement: Input should be less"),
         ("[gates]\nmax_drop = nan", "gates.max_drop: Input should be"),
         ("jobs = 0", "jobs: Input should be greater"),

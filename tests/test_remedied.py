@@ -87,7 +87,10 @@ def test_each_remedy_of_loud_columns_regains_the_loss(net, tmp_path, remedy):
     assert not found.remedies.trials
     if remedy == "llm-int8":
         row = found.remedies.outliers[0]
-        assert (row.channels, row.columns) == (len(LOUD), 32)
+        assert (row.channels, row.columns) == (tuple(LOUD), 32)
+        assert row.share == len(LOUD) / 32
+        assert 0 < row.of_model < row.share
+        assert f"{len(LOUD)} of 32" in shown(remedy_lines(found.remedies))
 
 
 def test_a_plan_with_remedies_gives_the_same_bytes_again(net, tmp_path):
@@ -110,6 +113,49 @@ def test_columns_are_split_for_dynamic_builds_too(net, tmp_path):
     plain = built(net, tmp_path / "plain", "rtn", scheme="int8-dynamic")
     found = built(net, tmp_path / "split", "llm-int8", scheme="int8-dynamic")
     assert sqnr(found) > sqnr(plain) + 10
+
+
+def test_auto_tries_remedies_where_activations_are_rounded_while_running(net, tmp_path):
+    plain = built(net, tmp_path / "plain", "rtn", scheme="int8-dynamic")
+    found = built(net, tmp_path / "auto", scheme="int8-dynamic")
+    tried = [trial.remedy for trial in found.remedies.trials]
+    assert tried[:2] == ["", "smoothquant"]
+    assert sqnr(found) > sqnr(plain) + 10
+
+
+def test_a_mul_of_its_own_is_counted_and_named(net, tmp_path):
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((32, 64)).astype(np.float32)}
+    (tmp_path / "data").mkdir()
+    for index in range(10):
+        x = rng.standard_normal((64, 32)).astype(np.float32)
+        x[:, LOUD] *= 200
+        np.savez(tmp_path / "data" / f"{index}.npz", x=x)
+    ir.save(graph_of("float[64, 32] x", "y = MatMul(x, w)", **weights), tmp_path / "net.onnx")
+    section = built(tmp_path / "net.onnx", tmp_path / "o", "smoothquant", "rtn").remedies
+    assert section.multiplied == {"x": "no node of the graph makes the value"}
+    told = shown(remedy_lines(section))
+    assert "1 of them by a Mul of their own" in told
+    assert "no node of the graph makes the value" in told
+
+
+def test_a_remedy_that_finds_no_place_says_why(net, tmp_path):
+    body = BODY.replace("r = Relu(h)", "r = Clip(h, lo, hi)")
+    source = ir.load(net)
+    weights = {n: v.const_value.numpy() for n, v in source.graph.initializers.items()}
+    ends = {"lo": np.zeros((), np.float32), "hi": np.full((), 6, np.float32)}
+    ir.save(graph_of("float[64, 32] x", body, **weights, **ends), tmp_path / "net.onnx")
+    (tmp_path / "data").symlink_to(net.parent / "data")
+    asked = ("equalize", "absorb-bias", "rtn")
+    report = built(tmp_path / "net.onnx", tmp_path / "o", *asked)
+    said = [n for n in report.notices if n.startswith("--algorithm")]
+    assert [n.split(":")[0] for n in said] == [
+        "--algorithm equalize changes nothing",
+        "--algorithm absorb-bias changes nothing",
+    ]
+    told = shown(remedy_lines(report.remedies))
+    assert "equalize: Clip makes it: its bound would have to differ by channel" in told
+    assert "absorb-bias: Clip makes it: a Relu alone passes a shift on" in told
 
 
 def test_a_quantized_source_takes_no_remedy(net, tmp_path):

@@ -84,6 +84,29 @@ def test_a_layer_that_was_excluded_or_kept_in_fp32_is_told_apart(tmp_path):
 
 
 @needs_rtx
+def test_a_layer_that_a_plan_forces_and_the_engine_leaves_in_float_is_named_with_the_rule(tmp_path):
+    body = """[c0] a = Conv<pads = [1, 1, 1, 1]> (x, w0)
+    [c1] y = Conv<group = 32, pads = [4, 4, 4, 4]> (a, w1)"""
+    weights = {"w0": weight(0, 32, 32, 3, 3), "w1": weight(1, 32, 1, 9, 9)}
+    path = write_net(tmp_path / "net.onnx", "float[1, 32, 16, 16] x", body, **weights)
+    write_samples(tmp_path / "data", 6, x=(1, 32, 16, 16))
+    wished = {"target": "tensorrt-rtx", "sm": (89,), "scheme": "fp8"}
+    report, _ = build(path, **wished)
+    assert layers(report) == {"c0": ("fp8", "fp8")}
+
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    plan["nodes"]["c1"] |= {"precision": "fp8", "reason": ""}
+    plan["tensors"] |= {"a": plan["tensors"]["x"], "w1": plan["tensors"]["w0"]}
+    edited = tmp_path / "plan.json"
+    edited.write_text(json.dumps(plan))
+    report, _ = build(path, "forced", plan=edited, **wished)
+    missed, kept = report.delivery.layers
+    assert (kept.node, kept.wanted, kept.obtained, kept.rule) == ("c0", "fp8", "fp8", "")
+    assert (missed.node, missed.wanted, missed.obtained) == ("c1", "fp8", "fp16")
+    assert missed.rule.startswith("L31: Conv has kernels of 81 elements")
+
+
+@needs_rtx
 def test_dynamic_axes_and_several_inputs(tmp_path):
     body = """[c0] a = Conv<pads = [1, 1, 1, 1]> (x, w0)
     [c1] b = Conv<pads = [1, 1, 1, 1]> (z, w1)

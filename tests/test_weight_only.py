@@ -13,14 +13,15 @@ from onnx import numpy_helper
 
 from qcompile.data import Split, split_data
 from qcompile.emit.ort_file import write_engine
-from qcompile.errors import DataError, OutputError
+from qcompile.errors import DataError, OutputError, RuntimeMissingError
 from qcompile.frontend import Loaded, load
-from qcompile.numerics import nbits
+from qcompile.numerics import adaround, nbits
 from qcompile.passes.fold_input_scale import FoldInputScale
 from qcompile.plan import Plan
 from qcompile.progress import Silent, StageLog
 from qcompile.quantized import Quantized
-from qcompile.recipe import Calibration, Recipe, Text, Weights
+from qcompile.recipe import Accuracy, Calibration, Recipe, Text, Weights
+from qcompile.remedies import Learned
 from qcompile.runtime.ort import Session
 from qcompile.solved import SolvedStore
 from qcompile.targets import target_named
@@ -28,7 +29,7 @@ from qcompile.weight_only import WeightOnly
 from qcompile.working import working_folder
 from tests.assets import asset, needs_assets
 from tests.languages import decoder, prose, tokenizer_json
-from tests.planning.solving import outputs_differ
+from tests.planning.solving import needs_torch, outputs_differ
 
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
 
@@ -45,6 +46,7 @@ class Lab:
         target: str = "ort-cpu",
         samples: int | None = None,
         exclude: tuple[str, ...] = (),
+        steps: int = 1000,
         **weights: Any,
     ) -> Recipe:
         return Recipe(
@@ -53,6 +55,7 @@ class Lab:
             exclude=exclude,
             text=self.asked,
             calibration=Calibration(samples=samples),
+            accuracy=Accuracy(steps=steps),
             weights=Weights(**weights),
             jobs=2,
         )
@@ -63,12 +66,12 @@ class Lab:
         )
         return found, split_data(self.text, None, found, recipe, Silent())
 
-    def build(self, folder: Path, recipe: Recipe) -> "Built":
+    def build(self, folder: Path, recipe: Recipe, plan: Plan | None = None) -> "Built":
         found, data = self.loaded(recipe)
         folder.mkdir(exist_ok=True)
         log = StageLog()
         target = target_named(recipe.target)
-        scheme = WeightOnly(found, data, recipe, target, "vnni", None, None, log, folder)
+        scheme = WeightOnly(found, data, recipe, target, "vnni", None, plan, log, folder)
         made = scheme.quantize(None)
         write_engine(made.model, folder / "model.onnx")
         return Built(found, data, made, SolvedStore(folder / "weights"), folder / "model.onnx")
@@ -217,6 +220,29 @@ def test_rows_of_the_report_are_those_of_the_plan(lab: Lab, tmp_path: Path) -> N
         assert (row.accuracy_level, row.level_error) == (entry.accuracy_level, entry.level_error)
         assert set(row.errors) == set(ALGORITHMS)
         assert row.errors[row.algorithm] <= row.errors["rtn"]
+
+
+@needs_torch
+def test_a_plan_of_learned_codes_is_followed_with_its_steps(lab: Lab, tmp_path: Path) -> None:
+    recipe = lab.recipe(algorithm="adaround", steps=60, bits=3, group_size=32)
+    built = lab.build(tmp_path / "first", recipe)
+    assert built.plan.remedies.learned == Learned(steps=60, seed=0)
+    taken = {name: weight.algorithm for name, weight in built.plan.weights.items()}
+    assert set(taken.values()) <= {"adaround", "rtn"}
+    assert list(taken.values()).count("adaround") >= 6
+    again = lab.build(tmp_path / "again", lab.recipe(), built.plan)
+    assert again.path.read_bytes() == built.path.read_bytes()
+    other = lab.recipe(algorithm="adaround", steps=5, bits=3, group_size=32)
+    assert lab.build(tmp_path / "other", other).path.read_bytes() != built.path.read_bytes()
+
+
+def test_without_torch_nothing_is_begun(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaround.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeMissingError, match=r"pip install 'qcompile\[torch\]'"):
+        lab.build(tmp_path, lab.recipe(algorithm="adaround"))
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 Working = Callable[..., AbstractContextManager[Path]]

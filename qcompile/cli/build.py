@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -45,6 +45,7 @@ from qcompile.cli.options import (
 from qcompile.cli.screen import Screen
 from qcompile.errors import GateError, RecipeError
 from qcompile.recipe import Qat, recipe_from
+from qcompile.remedies import Remedy
 from qcompile.report.console import render
 from qcompile.report.schema import Report
 from qcompile.targets.tensorrt import NO_FP4
@@ -107,7 +108,7 @@ def build(
         flag(
             "--dynamic",
             "Int8 with activations quantized while running: for transformers. Needs no "
-            "calibration data; data only serves the comparison.",
+            "calibration data; with data, remedies are tried where much is lost.",
             PRECISION,
         ),
     ] = False,
@@ -384,9 +385,12 @@ def _algorithm(
     """Return what ``--algorithm`` means for the scheme that the options or the recipe ask for."""
     if name is None:
         return {}
-    if recipe_from(options, file).scheme == "weight-only":
-        return {"weights": {**options.get("weights", {}), "algorithm": name}}
-    return {"accuracy": {"algorithms": name if name == "auto" else name.split("+")}}
+    if recipe_from(options, file).scheme != "weight-only":
+        return {"accuracy": {"algorithms": name}}
+    remedies = [part for part in name.split("+") if part in get_args(Remedy)]
+    if remedies:
+        raise RecipeError(f"--algorithm {remedies[0]}: it is for --int8, --fp8 and --dynamic")
+    return {"weights": {**options.get("weights", {}), "algorithm": name}}
 
 
 def _scheme(asked: Mapping[str, object]) -> str | None:

@@ -126,7 +126,7 @@ Algorithm = Annotated[
     typer.Option(
         metavar="NAME[+NAME]",
         help="What keeps accuracy. Weights in few bits: rtn (nearest, needs no data), gptq, awq, "
-        "awq+gptq. 8-bit activations: equalize, absorb-bias, smoothquant, llm-int8, "
+        "awq+gptq, adaround. 8-bit activations: equalize, absorb-bias, smoothquant, llm-int8, "
         "bias-correction, and to round weights rtn, gptq, adaround or brecq. auto measures, and "
         "keeps what helps.",
         show_default="auto",

@@ -43,30 +43,15 @@ def measured_drop(comparison: Comparison) -> Drop | None:
     judged = [s for s in comparison.scores if not s.output] or [
         s for s in comparison.scores if s.name.startswith("top-1")
     ]
-    if not judged:
-        return _disagreement(comparison)
     if any(score.float_value is None for score in judged):
         return None
     gate = check_gates(Gates(max_drop=0), comparison, None)[0]
+    if not judged and gate.measured is None:
+        return None
     return Drop(
-        score=judged[0].name,
+        score=judged[0].name if judged else DISAGREEMENT,
         value=gate.measured,
         interval=gate.interval,
         samples=comparison.samples,
         note=gate.note,
-    )
-
-
-def _disagreement(comparison: Comparison) -> Drop | None:
-    top = [a for a in comparison.agreements if a.name == "top-1"]
-    if not top:
-        return None
-    worst = min(top, key=lambda agreement: agreement.share)
-    ends = worst.interval
-    return Drop(
-        score=DISAGREEMENT,
-        value=1 - worst.share,
-        interval=Interval(1 - ends.high, 1 - ends.low) if ends else None,
-        samples=comparison.samples,
-        note=f"of output {worst.output!r}, {worst.count} decisions",
     )

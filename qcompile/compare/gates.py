@@ -19,6 +19,7 @@ class GateResult(Frozen):
         interval: 95 % interval of the measurement.
         passed: Whether the gate is kept.
         note: What was measured, or why nothing could be.
+        bound: Measured was what the thing can be at worst: the note says why.
     """
 
     name: str
@@ -27,6 +28,7 @@ class GateResult(Frozen):
     interval: Interval | None = None
     passed: bool
     note: str = ""
+    bound: bool = False
 
 
 def check_gates(
@@ -99,7 +101,8 @@ def _agreement(wanted: float, comparison: Comparison | None) -> GateResult:
 def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
     """Judge the metric if there is one, else the top-1 accuracy that drops most.
 
-    Where lower is better, as for perplexity, the drop is the rise.
+    Where lower is better, as for perplexity, the drop is the rise. Without labels, decisions that
+    differ stand for it: no accuracy drops by more than their share.
     """
     name = "max-drop"
     scores = comparison.scores if comparison else ()
@@ -107,7 +110,7 @@ def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
         s for s in scores if s.name.startswith("top-1")
     ]
     if not judged:
-        return _unmeasured(name, wanted, "there is no accuracy: give labels or --metric")
+        return _bounded_drop(name, wanted, comparison)
     undefined = [s for s in judged if s.difference is None]
     if undefined:
         return _unmeasured(name, wanted, undefined[0].note)
@@ -122,6 +125,22 @@ def _drop(wanted: float, comparison: Comparison | None) -> GateResult:
         interval=interval,
         passed=_loss(worst) <= wanted,
         note=f"{worst.name}: {worst.float_value:.6g} to {worst.engine_value:.6g}",
+    )
+
+
+def _bounded_drop(name: str, wanted: float, comparison: Comparison | None) -> GateResult:
+    bound = _agreement(0.0, comparison)
+    if bound.measured is None:
+        return _unmeasured(name, wanted, "there is no accuracy: give labels or --metric")
+    ends = bound.interval
+    return GateResult(
+        name=name,
+        wanted=wanted,
+        measured=1 - bound.measured,
+        interval=Interval(1 - ends.high, 1 - ends.low) if ends else None,
+        passed=1 - bound.measured <= wanted,
+        note=f"without labels: decisions that differ, {bound.note}: no accuracy drops by more",
+        bound=True,
     )
 
 

@@ -11,9 +11,12 @@ list of detections: ``f.aggregate(values)`` makes the one number out of the list
 Metrics that come with qcompile have a name of their own: ``perplexity``.
 """
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,15 @@ class Metric:
     measure: Callable[[Outputs, Array | None, Feeds], Any]
     aggregate: Callable[[list[Any]], float] | None = None
     lower_is_better: bool = False
+
+    def identity(self) -> tuple[str, str]:
+        """Return the name, and a hash of the file that defines the metric."""
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(self.measure))
+            content = Path(file).read_bytes() if file else b""
+        except (OSError, TypeError, ValueError):  # an object, or built in
+            content = b""
+        return self.name, hashlib.sha256(content).hexdigest()
 
 
 def load_metric(spec: str) -> Metric:

@@ -45,7 +45,8 @@ def find_shift(value: ir.Value) -> Shift:
     """
     relu = value.producer()
     if not is_op(relu, "Relu") or relu.inputs[0] is None:
-        raise KeepsMean("it is not behind a Relu")
+        maker = relu.op_type if relu is not None else "no node"
+        raise KeepsMean(f"{maker} makes it: a Relu alone passes a shift on")
     first = relu.inputs[0].producer()
     if first is None or not _has_vector_bias(first) or only_consumer(relu.inputs[0]) is not relu:
         raise KeepsMean("no Conv or Gemm alone makes what the Relu reads")

@@ -6,7 +6,8 @@ reaches 0 and 1. V is trained on the output error and a penalty ``1 - |2 h - 1|^
 that pushes h to 0 or 1 as beta falls; in the end h is rounded.
 
 Departures: errors are shares of those of plain rounding and the penalty is a mean over weights, so
-that one weight of the penalty serves layers of all sizes.
+that one weight of the penalty serves layers of all sizes. Where a Hessian stands for the inputs,
+rows do not depend on each other: each is learned on its own share and mean, in blocks of rows.
 
 torch computes, on a GPU where it sees one. On a processor it has one thread, for
 the bits of a result must not depend on the machine's cores.
@@ -23,9 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.errors import RuntimeMissingError
+from qcompile.errors import DataError, RuntimeMissingError
 from qcompile.numerics.groups import SolvedWeight
-from qcompile.numerics.hessian import output_error
 
 Floats = npt.NDArray[np.floating]
 Codes = npt.NDArray[np.int64]
@@ -50,6 +50,12 @@ DECAYS = (0.9, 0.999)
 """Of Adam's means of gradients and of their squares."""
 
 THREADS = 1
+
+BLOCK = 1 << 20
+"""Weights whose rows are learned at once: with all that is kept of each, 200 MB."""
+
+ROWS = 64
+"""Blocks are multiples of so many rows: vector instructions end where those of all rows do."""
 
 
 @dataclass(frozen=True)
@@ -220,15 +226,17 @@ def minimize(
     error: Callable[[npt.NDArray[np.int64]], Tensor],
     count: int,
     schedule: Schedule,
+    problems: int = 1,
 ) -> None:
     """Train the variables of some weights together.
 
     Args:
         weights: What is trained.
         error: Gives the differentiable error on some rows or samples, as a share of that of plain
-            rounding.
+            rounding, or the sum of the shares of independent problems.
         count: Of rows or samples.
         schedule: How long.
+        problems: Of the same size; the penalty of each is a mean over its weights.
     """
     optimizer = _Adam(torch_library(), [weight.variable for weight in weights])
     chance = np.random.default_rng(schedule.seed)
@@ -239,7 +247,7 @@ def minimize(
         beta = annealed(step, schedule.steps)
         if beta is not None:
             parts = [w.penalty(beta) * (w.variable.numel() / total) for w in weights]
-            loss = loss + PENALTY * sum(parts)
+            loss = loss + PENALTY * problems * sum(parts)
         loss.backward()
         optimizer.step()
 
@@ -305,7 +313,8 @@ def learn_weight(
     """Return codes on the grids of a solved weight that keep the output of its layer.
 
     The error ``d H d^T`` of each row of differences d is exact over all inputs behind H, so no rows
-    are needed; an activation function behind the layer is not seen.
+    of inputs are needed; an activation function behind the layer is not seen. Memory: H in float32,
+    and what is learned of ``BLOCK`` weights.
 
     Args:
         weights: ``(R, K)``.
@@ -316,23 +325,55 @@ def learn_weight(
 
     Raises:
         RuntimeMissingError: torch is not installed.
+        DataError: For a Hessian that is not finite.
     """
     torch = torch_library()
+    mean = float(np.diag(hessian).mean()) or 1.0  # nothing was excited: any scale will do
+    if not np.isfinite(mean):
+        raise DataError("the layer's inputs hold NaN or infinity, or overflow: see the samples")
     group = start.format.group_of(weights.shape[1])
-    scales = start.scales.astype(np.float64)[:, group]
-    grid = Grid(scales, start.zeros.astype(np.int64)[:, group], 0, start.format.high)
-    exact = weights.astype(np.float64)
-    plain = output_error(exact - grid.values(grid.nearest(exact)), hessian.astype(np.float64))
-    if plain <= 0:
-        return start
+    codes = np.empty_like(start.codes)
     with fixed_threads(torch) as device:
-        soft = SoftWeight(torch, exact, grid, device)
-        moments = torch.from_numpy((hessian / plain).astype(np.float32)).to(device)
-        original = torch.from_numpy(exact.astype(np.float32)).to(device)
+        moments = torch.from_numpy(np.multiply(hessian, 1 / mean, dtype=np.float32)).to(device)
+        for part in _blocks(weights):
+            scales, zeros = start.scales[part][:, group], start.zeros[part][:, group]
+            grid = Grid(scales.astype(np.float64), zeros.astype(np.int64), 0, start.format.high)
+            exact = weights[part].astype(np.float64)
+            codes[part] = _learn_rows(torch, exact, grid, moments, schedule)
+    return replace(start, codes=codes)
 
-        def error(_: npt.NDArray[np.int64]) -> Tensor:
-            difference = soft.values() - original
-            return ((difference @ moments) * difference).sum()
 
-        minimize([soft], error, 1, schedule)
-        return replace(start, codes=soft.codes().astype(np.uint8))
+def _blocks(weights: Floats) -> Iterator[slice]:
+    """Yield rows that are learned at once."""
+    rows = max(1, BLOCK // weights.shape[1] // ROWS) * ROWS
+    for first in range(0, len(weights), rows):
+        yield slice(first, first + rows)
+
+
+def _learn_rows(
+    torch: ModuleType, weights: Floats, grid: Grid, moments: Tensor, schedule: Schedule
+) -> Codes:
+    """Return codes ``(R, K)``, each row learned on its own error.
+
+    Args:
+        torch: The library.
+        weights: float64 ``(R, K)``.
+        grid: Spreads over them.
+        moments: float32 ``(K, K)``, the Hessian up to a factor, where to compute.
+        schedule: How long.
+    """
+    soft = SoftWeight(torch, weights, grid, moments.device)
+    original, nearest = (
+        torch.from_numpy(values.astype(np.float32)).to(moments.device)
+        for values in (weights, grid.values(grid.nearest(weights)))
+    )
+    plain = (((nearest - original) @ moments) * (nearest - original)).sum(dim=1, keepdim=True)
+    share = torch.where(plain > 0, 1 / plain, torch.zeros_like(plain))
+
+    def error(_: npt.NDArray[np.int64]) -> Tensor:
+        difference = soft.values() - original
+        # twice with one factor held: the gradient of the square for a single product
+        return 2 * (((difference.detach() @ moments) * share) * difference).sum()
+
+    minimize([soft], error, 1, schedule, problems=len(weights))
+    return soft.codes()

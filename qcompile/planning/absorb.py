@@ -18,6 +18,9 @@ from qcompile.remedies import Shifted
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Samples
 
+RECTIFIERS = ("Relu", "Clip", "LeakyRelu", "PRelu")
+"""Activation functions whose values are looked at; all but the first are refused."""
+
 LEAST = 0.01
 """Share of a channel's deviation below which its shift is not worth moving: it counts as 0."""
 
@@ -39,15 +42,15 @@ def absorbed(
         progress: Hears "plan: biases".
 
     Returns:
-        Value to shift, and how many values behind a Relu were left alone, by reason.
+        Value to shift, and how many values behind a Relu or its like were left alone, by reason.
     """
     refused: Counter[str] = Counter()
     shifts: list[Shift] = []
-    for value in _behind_relu(model, nodes):
+    for value in _activated(model, nodes):
         try:
             shifts.append(find_shift(value))
         except KeepsMean as reason:
-            refused[f"bias not absorbed: {reason}"] += 1
+            refused[str(reason)] += 1
     found = {}
     for shift, moments in zip(
         shifts, _moments(model, shifts, samples, jobs, progress), strict=True
@@ -61,9 +64,9 @@ def absorbed(
     return found, refused
 
 
-def _behind_relu(model: ir.Model, nodes: Collection[str]) -> list[ir.Value]:
+def _activated(model: ir.Model, nodes: Collection[str]) -> list[ir.Value]:
     read = [n.inputs[0] for n in model.graph if n.name in nodes and n.inputs]
-    return [v for v in dict.fromkeys(read) if v is not None and is_op(v.producer(), "Relu")]
+    return [v for v in dict.fromkeys(read) if v is not None and is_op(v.producer(), *RECTIFIERS)]
 
 
 def _moments(

@@ -83,8 +83,6 @@ class BiasCorrection:
         """
         if not self.places:
             return {}
-        if not self.places:
-            return {}
         exact = self._exact_means()
         run = _RoundedRun(self, self.rounded.clone())
         found: dict[str, Correction] = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from qcompile.errors import OutputError
 from qcompile.graph.stages import cut, reader_groups
+from qcompile.numerics.adaround import BLOCK
 from qcompile.numerics.awq import CHANNELS, NARROWER, STEPS
 from qcompile.numerics.grouped import SHARES, WIDEST
 from qcompile.numerics.groups import Floats
@@ -23,6 +24,12 @@ _BASE_BYTES = 300 << 20
 
 _PLAIN = 40e6
 """Weights a second that one core rounds to searched grids."""
+
+_LEARNED = 15e6
+"""Weights a second that one step of AdaRound moves on one core, besides its product of matrices."""
+
+_LEARNING = 200
+"""Bytes that AdaRound keeps of each weight of a block."""
 
 _STREAMED = 40e6
 """Bytes of weights a second for all around solving: hashed, read, written, run once more (measured
@@ -55,6 +62,7 @@ def estimate(job: Job, samples: Samples | None) -> str:
         seconds += 2 * weights * tokens / single + _solving(
             layers, tokens, len(samples), single, double
         )
+        seconds += job.learned.steps * sum(_step(layer, single) for layer in layers)
         memory = max(memory, _BASE_BYTES + _largest_group(layers))
         disk += _activations(job, tokens)
     room = shutil.disk_usage(job.folder).free
@@ -111,11 +119,22 @@ def _solving(
     return seconds
 
 
+def _step(layer: Layer, single: float) -> float:
+    """Return the seconds of one step of AdaRound, where it is asked for."""
+    if layer.options.algorithm != "adaround":
+        return 0.0
+    return layer.rows * layer.columns * (1 / _LEARNED + layer.columns / single)
+
+
 def _largest_group(layers: Sequence[Layer]) -> int:
     """Return the bytes of the layer that needs most: its Hessian, the inverse, its weights."""
-    return max(
-        (16 * layer.columns**2 + 40 * layer.rows * layer.columns for layer in layers), default=0
-    )
+    most = 0
+    for layer in layers:
+        weights = layer.rows * layer.columns
+        learns = layer.options.algorithm == "adaround"
+        learning = _LEARNING * min(BLOCK, weights) if learns else 0
+        most = max(most, 16 * layer.columns**2 + 40 * weights + learning)
+    return most
 
 
 def _activations(job: Job, tokens: int) -> float:

@@ -1,15 +1,29 @@
 """Measured effects on disk: a ranking that was stopped goes on at the next layer."""
 
+import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qcompile.bundle import versions
 from qcompile.planning.sensitivity import Effect
 from qcompile.progress import Progress
+from qcompile.runtime.host import host_cpu
 
 _MOST_BYTES = 1 << 26
+
+
+def effects_key(about: Mapping[str, object]) -> str:
+    """Return the hash of all that an effect depends on; versions and host are added.
+
+    Args:
+        about: Plain data: plan, samples, metric.
+    """
+    everything = {**about, "versions": versions(), "host": host_cpu()}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class KeptTime(BaseModel):

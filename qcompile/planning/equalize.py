@@ -46,7 +46,7 @@ def equalized(model: ir.Model, nodes: Collection[str]) -> tuple[dict[str, Rescal
         try:
             found.append(_between(divider, value, readers))
         except KeepsBasis as reason:
-            refused[f"not equalized: {reason}"] += 1
+            refused[str(reason)] += 1
     layers = list(dict.fromkeys(node for pair in found for node in (pair.first, *pair.readers)))
     number = {node: index for index, node in enumerate(layers)}
     pairs = [Pair(number[p.first], tuple(number[n] for n in p.readers)) for p in found]

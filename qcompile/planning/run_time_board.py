@@ -17,6 +17,7 @@ class RunTimeBoard:
     Attributes:
         units: Names of the nodes that compute on codes, in graph order.
         reference: What the float model gives.
+        floats: Names of the outputs that noise is measured on.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class RunTimeBoard:
         self._plan, self._rewrite, self._samples, self._jobs = plan, rewrite, samples, jobs
         self.units = [node.name or "" for node in model.graph if plan.is_quantized(node.name or "")]
         self.reference = self._outputs(model)
-        self._floats = [name for name, array in self.reference[0].items() if _is_float(array)]
+        self.floats = [name for name, array in self.reference[0].items() if _is_float(array)]
 
     def run(self, on: Collection[str]) -> list[dict[str, Array]]:
         """Return what each sample gives with some units rounded."""
@@ -53,7 +54,7 @@ class RunTimeBoard:
 
     def noise_of(self, found: Sequence[Mapping[str, Array]]) -> float:
         """Return the mean over float outputs of noise power over signal power."""
-        return mean_noise(self.reference, found, self._floats)
+        return mean_noise(self.reference, found, self.floats)
 
     def scored(self, found: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Return the outputs as they are."""

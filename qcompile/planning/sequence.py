@@ -24,9 +24,10 @@ from qcompile.plan import WeightPlan
 from qcompile.planning.forms import node_name
 from qcompile.planning.layer_inputs import input_rows
 from qcompile.planning.levels import Level, choose_level
-from qcompile.planning.solve import LayerInputs, Outcome, round_layer, solve_layers
+from qcompile.planning.solve import LEARNED, LayerInputs, Outcome, round_layer, solve_layers
 from qcompile.planning.weights import Layer, WeightSelection, layer_nodes
 from qcompile.progress import Progress
+from qcompile.remedies import Learned
 from qcompile.runtime.activations import ActivationStore
 from qcompile.runtime.staged import Visit, run_stage
 from qcompile.samples import Array, Samples
@@ -50,6 +51,7 @@ class Job:
         folder: Of solved weights and activations; a run that was stopped goes on from it.
         jobs: Threads.
         progress: Hears of each layer, and of those where the Hessian was damped more.
+        learned: How AdaRound learns.
     """
 
     model: ir.Model
@@ -58,6 +60,7 @@ class Job:
     folder: Path
     jobs: int
     progress: Progress
+    learned: Learned = LEARNED
 
     @cached_property
     def store(self) -> SolvedStore:
@@ -181,9 +184,9 @@ def _lazy(layer: Layer, store: SolvedStore) -> ir.TensorProtocol:
 def _solve_unit(job: Job, unit: Sequence[Layer], inputs: LayerInputs) -> None:
     """Solve layers that read the same rows, and keep them."""
     weights = [layer.values() for layer in unit]
-    options = unit[0].options
+    options, signed = unit[0].options, unit[0].signed
     outcomes, damping = solve_layers(
-        weights, inputs, options, unit[0].scale_type, signed=unit[0].signed
+        weights, inputs, options, unit[0].scale_type, signed=signed, learned=job.learned
     )
     if damping > options.damping:
         job.progress.notice(f"{unit[0].name}: GPTQ's Hessian took a damping of {damping:g}")

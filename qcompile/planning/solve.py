@@ -1,4 +1,4 @@
-"""Codes of layers with one input: plain rounding, GPTQ, AWQ or both, judged on held-back rows.
+"""Codes of layers with one input: plain rounding, GPTQ, AWQ, AdaRound, judged on held-back rows.
 
 The error of a layer is that of its output, ``|x W^T - x W'^T| / |x W^T|``, over inputs that the
 solution did not see. They come from the model with all earlier weights in few bits already, so a
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from qcompile.numerics.adaround import Schedule, learn_weight
 from qcompile.numerics.awq import Rounding, harmless_scale, input_scale, round_clipped
 from qcompile.numerics.descent import settle
 from qcompile.numerics.gptq import InverseHessian, prepare, solve_prepared
@@ -19,7 +20,8 @@ from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_n
 from qcompile.numerics.hessian import HessianSum, output_error, output_error_on
 from qcompile.numerics.patches import spread
 from qcompile.plan import Algorithm
-from qcompile.recipe import Weights
+from qcompile.recipe import Accuracy, Weights
+from qcompile.remedies import Learned
 
 SEARCHED = 512
 """Rows that are kept of the samples that do not judge."""
@@ -33,6 +35,10 @@ JUDGING = 1024
 NARROW = 64
 """Columns of a group that GPTQ solves as a whole: of a wider one the order of columns counts more
 than a scale that is clipped when the group's turn comes."""
+
+
+LEARNED = Learned(steps=Accuracy().steps, seed=Accuracy().seed)
+"""How AdaRound learns where nobody says."""
 
 
 class LayerInputs:
@@ -109,6 +115,7 @@ def solve_layers(
     scale_type: str,
     *,
     signed: bool = True,
+    learned: Learned = LEARNED,
 ) -> tuple[list[Outcome], float]:
     """Solve the weights that read one input.
 
@@ -122,12 +129,17 @@ def solve_layers(
         options: Format and algorithm.
         scale_type: float32 or float16.
         signed: Scales of symmetric grids may be negative.
+        learned: How AdaRound learns.
 
     Returns:
         One outcome for each weight, and the damping that the Hessian took (0 without GPTQ).
+
+    Raises:
+        RuntimeMissingError: AdaRound is asked for, and torch is not installed.
+        DataError: The inputs are not finite.
     """
     form = _format(options, scale_type, signed=signed)
-    solver = _Solver(form, options, inputs.hessian.matrix(), inputs.magnitude())
+    solver = _Solver(form, options, inputs.hessian.matrix(), inputs.magnitude(), learned)
     judge = _Judge(weights, inputs.rows()[1])
     families = [
         judge.candidates([(name, solver.solve(weights, name)) for name in names])
@@ -159,9 +171,10 @@ def _format(options: Weights, scale_type: str, *, signed: bool) -> WeightFormat:
 def _families(options: Weights) -> list[tuple[Algorithm, ...]]:
     """Return the algorithms to try; those of one family leave the inputs in one basis."""
     asked = options.algorithm
-    unscaled: tuple[Algorithm, ...] = ("rtn", "gptq") if asked in ("auto", "gptq") else ("rtn",)
-    scaled: tuple[Algorithm, ...] = ("awq", "awq+gptq")
-    return [unscaled, *((name,) for name in scaled if asked in ("auto", name))]
+    tried: tuple[Algorithm, ...] = ("gptq", "awq", "awq+gptq") if asked == "auto" else (asked,)
+    unscaled = [name for name in tried if name in ("gptq", "adaround")]
+    scaled = [name for name in tried if name in ("awq", "awq+gptq")]
+    return [("rtn", *unscaled), *((name,) for name in scaled)]
 
 
 def _best(family: list[list[Candidate]]) -> list[Candidate]:
@@ -203,8 +216,9 @@ class _Solver:
         options: Weights,
         hessian: npt.NDArray[np.float64],
         magnitude: Floats,
+        learned: Learned,
     ) -> None:
-        self.form, self.options = form, options
+        self.form, self.options, self.learned = form, options, learned
         self.hessian, self.magnitude = hessian, magnitude
         self.damping = 0.0  # what the Hessian took to be inverted, 0 where it was not
         self._last: tuple[int, InverseHessian] | None = None
@@ -216,6 +230,8 @@ class _Solver:
             return [round_nearest(w, self.form, search=search) for w in weights]
         if algorithm == "gptq":
             return [self._by_columns(np.asarray(weight, np.float64)) for weight in weights]
+        if algorithm == "adaround":
+            return [self._learned(weight) for weight in weights]
         if algorithm == "awq":
             return self._scaled(weights)
         # one after another: each has its own inverse, and they are the largest there is
@@ -235,6 +251,14 @@ class _Solver:
         return solve_prepared(
             weight, inverse, form, static_groups=static is not False, search=search
         )
+
+    def _learned(self, weight: Floats) -> SolvedWeight:
+        """Return AdaRound's codes, on the grids of plain rounding; settled, as none moves alone."""
+        options, exact = self.options, np.asarray(weight, np.float64)
+        start = round_nearest(weight, self.form, search=options.search)
+        schedule = Schedule(self.learned.steps, self.learned.seed, batch=1)
+        found = learn_weight(weight, start, self.hessian, schedule)
+        return settle(exact, found, self.hessian, damping=options.damping)
 
     def _scaled(self, weights: Sequence[Floats]) -> list[SolvedWeight]:
         """Search the scale of the inputs and the ranges of groups; round with the best."""

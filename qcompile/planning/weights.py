@@ -296,7 +296,9 @@ def _layer(node: ir.Node, options: Weights, few: WeightOnly, scales: str | None)
 
 def _for_conv(options: Weights) -> Weights:
     """Return what a convolution can take: a scale a channel, inputs as they are."""
-    algorithm: Algorithm = "rtn" if options.algorithm in ("rtn", "awq") else "gptq"
+    algorithm: Algorithm = "rtn" if options.algorithm == "awq" else options.algorithm
+    if algorithm in ("auto", "awq+gptq"):
+        algorithm = "gptq"
     return options.model_copy(
         update={"group_size": 0, "algorithm": algorithm, "static_groups": True}
     )

@@ -372,7 +372,7 @@ def _gates(gates: tuple[Gate, ...]) -> RenderableType | None:
                     f"{gate.name} {limit} {text.number(gate.wanted)}: measured "
                     f"{text.number(gate.measured)} {text.interval(gate.interval)}"
                 ),
-                *([] if gate.passed or not gate.note else [Wrapped(gate.note)]),
+                *([Wrapped(gate.note)] if gate.note and (gate.bound or not gate.passed) else []),
             ),
         )
     return grid

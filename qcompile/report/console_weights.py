@@ -10,7 +10,7 @@ from qcompile.report.grid import lines, table
 from qcompile.report.schema import WeightRow
 
 WORST = 8
-ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
+ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq", "adaround")
 _ACTIVATIONS = {4: "int8 activations", 0: "float activations"}
 _OPEN = (
     "what products compute with is up to the runtime: ONNX Runtime takes int8 activations unless "

@@ -431,6 +431,7 @@ class Gate(Section):
         name: The option; ``max-`` is an upper limit, all others are lower ones.
         wanted: The limit, in the unit of the measurement.
         measured: None where nothing could be measured, or where it is infinite (see note).
+        bound: Measured was what the thing can be at worst (see note).
     """
 
     name: str
@@ -439,6 +440,7 @@ class Gate(Section):
     interval: Interval | None = None
     passed: bool
     note: str = ""
+    bound: bool = False
 
 
 class Artifact(Section):

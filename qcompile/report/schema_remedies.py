@@ -24,15 +24,17 @@ class OutlierRow(Section):
 
     Attributes:
         node: Its name.
-        channels: Columns in float; None where they are found at run time.
+        channels: Numbers of the columns in float; None where they are found at run time.
         columns: All columns.
         share: Of the layer's multiply-adds in float, 0 to 1.
+        of_model: The same, of those of all layers with weights.
     """
 
     node: str
-    channels: int | None
+    channels: tuple[int, ...] | None
     columns: int
     share: Number = None
+    of_model: Number = None
 
 
 class RemedySection(Section):
@@ -43,6 +45,8 @@ class RemedySection(Section):
         trials: What ``auto`` measured, in order.
         rescaled: Remedy to the number of values that it rescaled.
         strengths: SmoothQuant's, least and largest.
+        multiplied: Value that a Mul of its own divides, for SmoothQuant, to the reason why no
+            constant takes the division.
         shifted: Values behind a Relu that were shifted.
         corrected: Nodes whose bias was corrected.
         outliers: Layers with columns in float.
@@ -54,6 +58,7 @@ class RemedySection(Section):
     trials: tuple[RemedyTrial, ...] = ()
     rescaled: Counts = Field(default_factory=dict)
     strengths: tuple[float, float] | None = None
+    multiplied: dict[str, str] = Field(default_factory=dict)
     shifted: int = 0
     corrected: int = 0
     outliers: tuple[OutlierRow, ...] = ()

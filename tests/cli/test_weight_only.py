@@ -121,6 +121,12 @@ def test_more_bits_and_none_of_data(lab: Path, gptq: Any) -> None:
         ),
         (("--int4", "--algorithm", "awq"), "--algorithm awq needs calibration data"),
         (("--int4", "--algorithm", "best"), "--algorithm: Input should be 'auto', 'rtn', 'gptq'"),
+        (
+            ("--int4", "--algorithm", "brecq"),
+            "--algorithm: brecq learns whole blocks, for --int8 only; weights in few bits are",
+        ),
+        (("--int4", "--algorithm", "adaround"), "--algorithm adaround needs calibration data"),
+        (("--int4", "--algorithm", "smoothquant"), "--algorithm smoothquant: it is for --int8"),
         (("--algorithm", "awq"), "--algorithm: 'awq' is none of auto, equalize,"),
         (("--algorithm", "gptq+rtn"), "--algorithm: gptq+rtn: name each once"),
         (("--dynamic", "--algorithm", "equalize"), "--algorithm equalize: --dynamic takes"),

@@ -1,5 +1,6 @@
 import pytest
 
+from qcompile.compare.drop import DISAGREEMENT, measured_drop
 from qcompile.compare.gates import GateResult, check_gates
 from qcompile.compare.results import Agreement, Comparison, OutputError, Score
 from qcompile.numerics.intervals import Interval
@@ -98,6 +99,19 @@ def test_max_drop_judges_the_metric_or_the_accuracy(scores, measured, passed):
     assert result.passed == passed
     if result.interval:
         assert result.interval.low < result.measured < result.interval.high
+
+
+@pytest.mark.parametrize(("share", "passed"), [(1.0, True), (0.995, True), (0.98, False)])
+def test_without_labels_decisions_that_differ_bound_the_drop(share, passed):
+    agreements = (agreement(share), agreement(1.0), agreement(0.5, "top-5"))
+    found = comparison(agreements=agreements)
+    result = only(check_gates(Gates(max_drop=0.01), found, None))
+    assert result.measured == pytest.approx(1 - share)
+    assert result.passed == passed
+    assert result.bound
+    assert result.note.startswith("without labels: decisions that differ, top-1 of output 'y', 50")
+    drop = measured_drop(found)
+    assert (drop.score, drop.value) == (DISAGREEMENT, result.measured)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Learned rounding: what is between codes, its gradient, and codes that beat the nearest ones."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.errors import RuntimeMissingError
+from qcompile.errors import DataError, RuntimeMissingError
 from qcompile.numerics import adaround
 from qcompile.numerics.adaround import Grid, LayerData, Schedule, SoftWeight, annealed, learn_layer
 from qcompile.numerics.groups import WeightFormat, round_nearest
@@ -127,15 +129,99 @@ def test_exact_weights_stay_as_they_are() -> None:
     assert (codes == [[[1, -2, 0], [7, 3, -7]]]).all()
 
 
-def test_weights_in_groups_are_learned_on_the_hessian() -> None:
-    weights = np.random.default_rng(5).normal(size=(8, 24))
-    start = round_nearest(weights, WeightFormat(4, 16))
+@pytest.mark.parametrize(
+    "form",
+    [
+        WeightFormat(4, 16),
+        WeightFormat(3, 0, symmetric=False),
+        WeightFormat(2, 32, symmetric=False, scale_type="float16"),
+        WeightFormat(8, 0, signed=False),
+    ],
+    ids=str,
+)
+def test_weights_in_few_bits_are_learned_on_the_hessian(form: WeightFormat) -> None:
+    weights = np.random.default_rng(5).normal(0.3, 1, size=(8, 24))
+    start = round_nearest(weights, form, search=True)
     inputs = rows(6, 500)[0].astype(np.float64)
-    solved = adaround.learn_weight(weights, start, inputs.T @ inputs, Schedule(300, 0, 1))
-    assert (solved.scales == start.scales).all()
+    schedule = Schedule(300, 0, 1)
+    solved = adaround.learn_weight(weights, start, inputs.T @ inputs, schedule)
+    np.testing.assert_array_equal(solved.scales, start.scales)
+    np.testing.assert_array_equal(solved.zeros, start.zeros)
+    assert solved.codes.dtype == np.uint8
+    group = form.group_of(24)
+    exact = weights / start.scales.astype(float)[:, group] + start.zeros[:, group]
+    low, high = (np.clip(f(exact), 0, form.high) for f in (np.floor, np.ceil))
+    assert ((solved.codes == low) | (solved.codes == high)).all()
     fresh = rows(7, 300)[0]
     errors = [((fresh @ (weights - s.values()).T) ** 2).sum() for s in (solved, start)]
-    assert errors[0] < 0.4 * errors[1]
+    assert errors[0] < 0.5 * errors[1]
+    again = adaround.learn_weight(weights, start, inputs.T @ inputs, schedule)
+    np.testing.assert_array_equal(solved.codes, again.codes)
+
+
+def test_most_of_what_the_best_codes_gain_is_learned() -> None:
+    """Of all 2^9 ways to go down or up, each row on its own, in float64."""
+    rng = np.random.default_rng(18)
+    weights, inputs = rng.normal(size=(12, 9)), rows(9, 400, 9)[0].astype(np.float64)
+    hessian = inputs.T @ inputs
+    start = round_nearest(weights, WeightFormat(3, 0))
+    scales = start.scales.astype(np.float64)
+    low = np.floor(weights / scales) + start.zeros
+    ways = np.array(list(itertools.product((0, 1), repeat=9)))
+    codes = np.clip(low[:, None] + ways, 0, 7)  # (12, 512, 9)
+    differ = (codes - start.zeros[..., None]) * scales[..., None] - weights[:, None]
+    best = np.einsum("rwk,kl,rwl->rw", differ, hessian, differ).min(axis=1)
+    learned = adaround.learn_weight(weights, start, hessian, Schedule(1000, 0, 1))
+    found, plain = (
+        np.einsum("rk,kl,rl->r", d, hessian, d)
+        for d in (weights - learned.values(), weights - start.values())
+    )
+    assert (best <= found * (1 + 1e-6)).all()
+    assert plain.sum() - found.sum() > 0.8 * (plain.sum() - best.sum())
+
+
+@pytest.mark.parametrize(("count", "columns"), [(200, 24), (130, 48)])
+def test_blocks_of_rows_give_the_same_codes(
+    monkeypatch: pytest.MonkeyPatch, count: int, columns: int
+) -> None:
+    weights = np.random.default_rng(10).normal(size=(count, columns)).astype(np.float32)
+    inputs = rows(11, 300, columns)[0]
+    start = round_nearest(weights, WeightFormat(4, 16))
+    about = weights, start, inputs.T @ inputs, Schedule(100, 0, 1)
+    whole = adaround.learn_weight(*about)
+    assert (whole.codes != start.codes).mean() > 0.05
+    monkeypatch.setattr(adaround, "BLOCK", 1)
+    np.testing.assert_array_equal(adaround.learn_weight(*about).codes, whole.codes)
+
+
+def test_rows_are_learned_on_their_own_errors() -> None:
+    """A row that is a thousand times as loud changes nothing for the others."""
+    weights, inputs = np.random.default_rng(12).normal(size=(4, 24)), rows(13, 300)[0]
+    codes = []
+    for loud in (1, 1024):
+        scaled = weights * [[loud], [1], [1], [1]]
+        start = round_nearest(scaled, WeightFormat(4, 0))
+        about = start, inputs.T @ inputs, Schedule(200, 0, 1)
+        codes.append(adaround.learn_weight(scaled, *about).codes)
+    np.testing.assert_array_equal(codes[0], codes[1])
+
+
+def test_without_an_error_the_nearest_codes_stay() -> None:
+    form = WeightFormat(4, 16)
+    weights = np.random.default_rng(14).normal(size=(3, 32))
+    start = round_nearest(weights, form)
+    on_grid = start.values()
+    for values, hessian in ((weights, np.zeros((32, 32))), (on_grid, np.eye(32))):
+        found = adaround.learn_weight(values, start, hessian, Schedule(20, 0, 1))
+        np.testing.assert_array_equal(found.codes, start.codes)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_hessian_that_is_not_finite_is_refused(bad: float) -> None:
+    weights = np.random.default_rng(15).normal(size=(3, 8))
+    start = round_nearest(weights, WeightFormat(4, 0))
+    with pytest.raises(DataError, match="NaN or infinity"):
+        adaround.learn_weight(weights, start, np.full((8, 8), bad), Schedule(1, 0, 1))
 
 
 def test_without_torch_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

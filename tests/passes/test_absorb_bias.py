@@ -64,7 +64,8 @@ def test_gemm_behind_gemm(transposed):
 
 CONV = "[p] p = Conv(x, w, b)\n"
 LEFT = {
-    "no relu": ("[v] v = Tanh(p)\n[y] y = Conv(v, u)", "it is not behind a Relu"),
+    "no relu": ("[v] v = Tanh(p)\n[y] y = Conv(v, u)", "Tanh makes it: a Relu alone"),
+    "relu6": ("[v] v = Clip(p)\n[y] y = Conv(v, u)", "Clip makes it: a Relu alone"),
     "read before": ("[v] v = Relu(p)\n[c] q = Conv(v, u)\n[y] y = Add(p, q)", "alone makes"),
     "padded": ("[v] v = Relu(p)\n[y] y = Conv <pads=[1, 0, 0, 0]> (v, u)", "pads it with zeros"),
     "same": ('[v] v = Relu(p)\n[y] y = Conv <auto_pad="SAME_UPPER"> (v, u)', "pads it with zeros"),

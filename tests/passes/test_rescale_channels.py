@@ -206,6 +206,32 @@ def test_q_and_v_share_one_scale_and_heads_are_followed(seed):
     assert {"wq.rescaled", "wv.rescaled.rescaled", "wo.rescaled"} <= set(model.graph.initializers)
 
 
+FOLDS = {
+    "layer norm": "[a] v = LayerNormalization(x, g, h)",
+    "rms norm written out": "[p] q = Mul(x, x)\n[m] m = ReduceMean(q, last)\n"
+    "[s] s = Sqrt(m)\n[d] d = Div(x, s)\n[a] v = Mul(d, g)",
+    "mul": "[p] p = Tanh(x)\n[a] v = Mul(p, g)",
+    "linear": "[p] p = MatMul(x, r)\n[a] v = Add(p, h)",
+    "linear behind relu": "[p] p = MatMul(x, r)\n[q] q = Add(p, h)\n[a] v = Relu(q)",
+    "gated": "[p] p = MatMul(x, r)\n[q] q = Sigmoid(x)\n[a] v = Mul(q, p)",
+}
+
+
+@pytest.mark.parametrize("case", FOLDS)
+def test_smoothing_folds_into_what_makes_the_value(case):
+    body = f"{FOLDS[case]}\n[b] y = MatMul(v, w)\n[c] k = MatMul(v, u)\n[e] z = Add(y, k)"
+    weights = {"g": normal(1, C), "h": normal(2, C), "r": normal(3, C, C)}
+    weights |= {"w": normal(4, C, C), "u": normal(5, C, C), "last": np.array([-1])}
+    used = {n: w for n, w in weights.items() if f" {n})" in body or f" {n}," in body}
+    model = graph_of(ROWS, body, outputs="z", **used)
+    before = model.graph.num_nodes()
+    step = rescaling("v", scales(6, C), -1, "smoothquant")
+    check_same(model, step)
+    assert not step.refusals
+    assert not step.multiplied
+    assert model.graph.num_nodes() == before
+
+
 def test_a_mul_divides_for_the_layers_alone():
     layers = "[b] p = MatMul(v, w)\n[c] q = MatMul(v, u)\n"
     body = f"[a] v = Tanh(x)\n{layers}[d] s = Add(p, q)\n[e] y = Add(s, v)"
@@ -213,6 +239,7 @@ def test_a_mul_divides_for_the_layers_alone():
     step = rescaling("v", scales(4, C), -1, "smoothquant")
     model = check_same(model, step)
     assert step.refusals == {MUL + "others read the same value": 1}
+    assert step.multiplied == {"v": "others read the same value"}
     (mul,) = [node for node in model.graph if node.op_type == "Mul"]
     assert sorted(use.node.name for use in mul.outputs[0].uses()) == ["b", "c"]
 

@@ -109,6 +109,28 @@ def test_int8_kernels_and_what_they_lose(rows, call, run_time) -> None:
     assert lost[1] < lost[0] / 10
 
 
+LEFT = {
+    "a convolution": ("float[1, 4, 5, 5] x", "[n] y = Conv(x, k)", "Conv is no product"),
+    "two activations": ("float[4, 4] x", "[n] y = MatMul(x, x)", "its weight is not constant"),
+    "a stack of weights": ("float[2, 4, 4] x", "[n] y = MatMul(x, t)", "its weight is no matrix"),
+    "a vector": ("float[4] x", "[n] y = MatMul(x, w)", "its input is no matrix"),
+    "alpha": ("float[4, 4] x", "[n] y = Gemm <alpha=2.0> (x, w)", "a Gemm with alpha or transA"),
+    "transA": ("float[4, 4] x", "[n] y = Gemm <transA=1> (x, w)", "a Gemm with alpha or transA"),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_what_cannot_be_split_is_left_and_counted(case) -> None:
+    inputs, body, reason = LEFT[case]
+    weights = {"k": (4, 4, 1, 1), "t": (2, 4, 4), "w": (4, 4)}
+    used = {name: normal(1, *shape) for name, shape in weights.items() if f" {name})" in body}
+    outliers = Outliers(channels=[1], columns=4, threshold=6.0)
+    step = SplitOutliers(remedies=Remedies(outliers={"n": outliers}))
+    assert not step(graph_of(inputs, body, **used)).modified
+    (found,) = step.refusals
+    assert reason in found
+
+
 @pytest.mark.parametrize(
     ("name", "channels", "columns", "said"),
     [

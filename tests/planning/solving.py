@@ -1,10 +1,12 @@
 """Jobs on small graphs: solve their weights, write them in, and say what must come out."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from qcompile.graph.digest import model_digest
 from qcompile.graph.protocol import Fact
@@ -19,9 +21,16 @@ from qcompile.planning.weights import select_weights
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress, Silent
 from qcompile.recipe import Weights
+from qcompile.remedies import Learned
 from qcompile.samples import Array, Feeds, InMemory
 from qcompile.targets.ort_cpu import ORT_CPU
 from qcompile.targets.target import Target
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="learned rounding needs torch"
+)
+ADAROUND = pytest.param("adaround", marks=needs_torch)
+BRIEF = Learned(steps=100, seed=0)
 
 HOLDS = frozenset({Fact.WORKING_OPSET, Fact.NAMED, Fact.TYPED})
 
@@ -51,12 +60,12 @@ def job_of(
     progress: Progress | None = None,
     **options: object,
 ) -> Job:
-    """Return a job with accuracy level 0 where the target has levels."""
+    """Return a job with accuracy level 0 where the target has levels, and few steps of learning."""
     if target is ORT_CPU and options.get("bits", 4) in (3, 4):
         options = {"accuracy_level": 0, **options}
     weights = Weights.model_validate(options)
     selection = select_weights(model, target, weights, Wishes(), edited)
-    return Job(model, selection, target, folder, 1, progress or Silent())
+    return Job(model, selection, target, folder, 1, progress or Silent(), BRIEF)
 
 
 def plan_of(job: Job) -> Plan:

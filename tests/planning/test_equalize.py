@@ -117,8 +117,8 @@ def test_refusals_say_why():
     found, refused = equalized(model, {"a", "d", "c"})
     assert found == {}
     assert refused == {
-        "not equalized: Clip makes it: its bound would have to differ by channel": 1,
-        "not equalized: others than layers read the value": 1,
+        "Clip makes it: its bound would have to differ by channel": 1,
+        "others than layers read the value": 1,
     }
 
 

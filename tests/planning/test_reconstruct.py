@@ -18,10 +18,13 @@ from qcompile.planning.forms import node_name
 from qcompile.planning.learning import Learning
 from qcompile.planning.reconstruct import reconstructed
 from qcompile.planning.rounding import Rounded
+from qcompile.planning.sequence import solve_weights
 from qcompile.progress import Silent
 from qcompile.runtime.ort import Session
 from qcompile.samples import Feeds, InMemory
+from qcompile.targets.onnx_std import ONNX_STD
 from tests.assets import asset, needs_assets
+from tests.planning.solving import job_of, with_values
 from tests.planning.tools import graph_of, normal
 
 torch = pytest.importorskip("torch", reason="learned rounding needs torch")
@@ -261,6 +264,34 @@ def test_a_chain_is_cut_by_pairs_with_their_activation_functions() -> None:
     assert all(group == Group(group.x, ()) for group in groups)
 
 
+def cifar(count: int) -> list[Feeds]:
+    """Return pictures of CIFAR-10 as ResNet-20 takes them."""
+    shown = np.load(asset("data", "cifar10_dev.npz"))["calib_x"][:count].astype(np.float32) / 255
+    mean, deviation = np.asarray([0.485, 0.456, 0.406]), np.asarray([0.229, 0.224, 0.225])
+    scaled = np.moveaxis((shown - mean) / deviation, -1, 1).astype(np.float32)
+    return [{"input": picture[None]} for picture in scaled]
+
+
+@needs_assets
+@pytest.mark.assets
+@pytest.mark.slow
+def test_convolutions_of_a_real_network_in_few_bits(tmp_path: Path) -> None:
+    """All 18 that are large enough, in 4 bits with one scale a channel; half of what is gained."""
+    path = asset("models", "resnet20_cifar10.onnx")
+    model = load(path, "onnx", "weight-only", threads=1, dump_dir=None, progress=Silent()).model
+    feeds, noises = cifar(80), {}
+    for algorithm in ("rtn", "adaround"):
+        about = model, tmp_path / algorithm, ONNX_STD
+        job = job_of(*about, operators=("Conv",), group_size=0, algorithm=algorithm)
+        solve_weights(job, InMemory(feeds[:48]))
+        assert [plan.algorithm for plan in job.plans().values()] == [algorithm] * 18
+        noises[algorithm] = noise(model, with_values(job), feeds[48:])
+    print(noises)
+    errors = [plan.errors for plan in job.plans().values()]
+    assert all(e["adaround"] < 0.9 * e["rtn"] for e in errors), errors
+    assert noises["adaround"] < 0.5 * noises["rtn"], noises
+
+
 @needs_assets
 @pytest.mark.assets
 @pytest.mark.slow
@@ -280,10 +311,7 @@ def test_on_a_real_network_blocks_are_best_and_plain_rounding_is_worst(tmp_path:
         tensors[str(node.inputs[1].name)] = TensorPlan(  # type: ignore[union-attr]
             kind="weight", type="int8", axis=0, scale=scale, zero_point=[0] * len(scale)
         )
-    shown = np.load(asset("data", "cifar10_dev.npz"))["calib_x"][:96].astype(np.float32) / 255
-    mean, deviation = np.asarray([0.485, 0.456, 0.406]), np.asarray([0.229, 0.224, 0.225])
-    scaled = np.moveaxis((shown - mean) / deviation, -1, 1).astype(np.float32)
-    feeds = [{"input": picture[None]} for picture in scaled]
+    feeds = cifar(96)
     seen, fresh = InMemory(feeds[:64]), feeds[64:]
     names, errors = [node_name(node) for node in nodes], {}
     for way in (None, adarounded, reconstructed):

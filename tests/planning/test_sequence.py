@@ -17,8 +17,10 @@ from qcompile.samples import InMemory
 from qcompile.targets.onnx_std import ONNX_STD
 from qcompile.targets.ort_cpu import ORT_CPU
 from tests.planning.solving import (
+    ADAROUND,
     job_of,
     mixed,
+    needs_torch,
     outputs_differ,
     plan_of,
     samples_of,
@@ -109,7 +111,7 @@ def test_a_later_layer_is_solved_on_what_earlier_codes_leave(tmp_path, algorithm
 
 @pytest.mark.parametrize("target", [ORT_CPU, ONNX_STD], ids=lambda t: t.name)
 @pytest.mark.parametrize(("bits", "asymmetric"), [(3, False), (4, True)])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, ADAROUND])
 def test_the_engine_computes_what_the_solved_values_say(
     tmp_path, target, algorithm, bits, asymmetric
 ):
@@ -178,7 +180,7 @@ def test_a_weight_that_two_nodes_read(tmp_path, target, algorithm):
     assert len(codes) == 1
 
 
-@pytest.mark.parametrize("algorithm", ["gptq", "awq", "awq+gptq"])
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "awq+gptq", ADAROUND])
 @pytest.mark.parametrize(
     "body",
     [
@@ -210,7 +212,7 @@ def test_a_matmul_of_any_rank(tmp_path, shape):
     assert (same.store.load("w").codes == job.store.load("w").codes).mean() > 0.999
 
 
-@pytest.mark.parametrize("algorithm", ["rtn", "gptq"])
+@pytest.mark.parametrize("algorithm", ["rtn", "gptq", ADAROUND])
 @pytest.mark.parametrize(
     "how",
     ["dilations = [2, 2]", "pads = [1, 1, 1, 1], strides = [2, 2]", 'auto_pad = "SAME_UPPER"'],
@@ -228,8 +230,8 @@ def test_convolutions(tmp_path, how, algorithm):
     solve_weights(job, samples)
     plans = job.plans()
     assert list(plans) == ["w", "v"]
-    if algorithm == "gptq":
-        assert all(p.errors["gptq"] < p.errors["rtn"] for p in plans.values())
+    if algorithm != "rtn":
+        assert all(p.errors[algorithm] < p.errors["rtn"] for p in plans.values())
     engine = written(job)
     assert [node.op_type for node in engine.graph].count("DequantizeLinear") == 2
     assert distance(job, samples[3]) < 1e-5
@@ -265,10 +267,16 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in (folder / "weights").iterdir()}
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
-def test_a_stopped_job_goes_on_with_the_same_bytes(tmp_path, after):
+@pytest.mark.parametrize(
+    ("algorithm", "after"),
+    [
+        *(("awq+gptq", after) for after in (0, 1, 2, 3, 4)),
+        *(pytest.param("adaround", after, marks=needs_torch) for after in (0, 2, 3)),
+    ],
+)
+def test_a_stopped_job_goes_on_with_the_same_bytes(tmp_path, algorithm, after):
     samples = samples_of(24, K)
-    options = {"bits": 3, "group_size": 32, "algorithm": "awq+gptq"}
+    options = {"bits": 3, "group_size": 32, "algorithm": algorithm}
     whole = job_of(attention(), tmp_path / "whole", **options)
     solve_weights(whole, samples)
     job = job_of(attention(), tmp_path / "part", progress=Stops(after), **options)

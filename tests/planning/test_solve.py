@@ -18,6 +18,7 @@ from qcompile.planning.solve import (
     solve_layers,
 )
 from qcompile.recipe import Weights
+from tests.planning.solving import BRIEF, needs_torch
 
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
 
@@ -263,3 +264,55 @@ def test_the_combination_is_better_than_gptq_whatever_the_inputs(spread, size):
     options = Weights(bits=3, group_size=size)
     (outcome,), _ = solve_layers(weights_of(10, (128, 128)), inputs, options, "float32")
     assert outcome.errors["awq+gptq"] < MARGIN * outcome.errors["gptq"]
+
+
+# learned rounding
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("bits", "size", "asymmetric", "kind"),
+    [
+        (4, 16, False, "float32"),
+        (4, 0, False, "float32"),
+        (3, 32, True, "float16"),
+        (2, 0, True, "float32"),
+        (8, 64, False, "float32"),
+    ],
+)
+def test_learned_codes_do_better_on_rows_that_were_held_back(bits, size, asymmetric, kind):
+    weights = weights_of(11, (16, 64), (5, 64), dtype=np.dtype(kind))
+    options = Weights(bits=bits, group_size=size, asymmetric=asymmetric, algorithm="adaround")
+    inputs = inputs_of(64, 24, 64)
+    outcomes, damping = solve_layers(weights, inputs, options, kind, learned=BRIEF)
+    assert damping == 0
+    form, rows = WeightFormat(bits, size, not asymmetric, kind), inputs.rows()[1]
+    for weight, outcome in zip(weights, outcomes, strict=True):
+        found = outcome.chosen.solved
+        assert outcome.chosen.algorithm == "adaround"
+        assert found.format == form
+        assert found.codes.max() <= form.high
+        assert set(outcome.errors) == {"rtn", "adaround"}
+        assert outcome.errors["adaround"] < 0.95 * outcome.errors["rtn"]
+        error = judged(weight, found.values(), rows)
+        assert outcome.errors["adaround"] == pytest.approx(error, rel=1e-3)
+    again, _ = solve_layers(weights, inputs, options, kind, learned=BRIEF)
+    for one, other in zip(outcomes, again, strict=True):
+        np.testing.assert_array_equal(one.chosen.solved.codes, other.chosen.solved.codes)
+
+
+@needs_torch
+def test_learned_codes_that_do_worse_are_not_taken():
+    """Halves of the columns are alike in samples that are learned from, opposite in the others."""
+    inputs = LayerInputs(64, 12)
+    for index in range(12):
+        half = decoder_rows(index, 40, 32)
+        judges = index % JUDGES == JUDGES - 1
+        inputs.add(index, np.concatenate([half, -half if judges else half], axis=1))
+    options = Weights(bits=3, group_size=0, algorithm="adaround")
+    (weight,) = weights_of(12, (16, 64))
+    (outcome,), _ = solve_layers([weight], inputs, options, "float32", learned=BRIEF)
+    assert outcome.errors["adaround"] > outcome.errors["rtn"]
+    assert outcome.chosen.algorithm == "rtn"
+    expected = round_nearest(weight, WeightFormat(3, 0), search=True)
+    np.testing.assert_array_equal(outcome.chosen.solved.codes, expected.codes)

@@ -127,11 +127,22 @@ def test_what_is_in_a_subgraph_stays_in_float():
     assert found.layers == []
 
 
+TAKEN = {
+    "awq": "rtn",
+    "rtn": "rtn",
+    "auto": "gptq",
+    "gptq": "gptq",
+    "awq+gptq": "gptq",
+    "adaround": "adaround",
+}
+"""Algorithm that is asked for to that of a convolution."""
+
+
 def test_convolutions_where_the_target_has_a_form():
     weights = {"w": normal(0, 16, 16, 3, 3), "g": normal(1, 16, 4, 6, 6)}
     body = "[n] a = Conv(x, w)\n[m] y = Conv <group = 4> (a, g)"
     model = graph_of("float[1, 16, 8, 8] x", body, **weights)
-    for asked, taken in (("awq", "rtn"), ("rtn", "rtn"), ("auto", "gptq"), ("awq+gptq", "gptq")):
+    for asked, taken in TAKEN.items():
         found = selected(model, ONNX_STD, operators=("Conv",), algorithm=asked)
         (layer,) = found.layers
         assert (layer.rows, layer.columns, layer.by_rows) == (16, 144, True)
