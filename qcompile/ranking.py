@@ -96,6 +96,8 @@ def sensitivity(
     device = device_of(recipe, target, heard)
     types = types_of(recipe, target, device, remainder_of(recipe, target, device))
     assert types is not None  # noqa: S101 - calibrated schemes have codes
+    if recipe.accuracy != Accuracy():
+        heard.notice("[accuracy] is left out: layers are ranked as they are before any remedy")
     target, jobs = target.on(device), jobs_of(recipe, heard)
     metric = load_metric(recipe.metric) if recipe.metric else None
     plain = {"keep_accuracy": False, "accuracy": Accuracy(algorithms=("rtn",)), "gates": Gates()}

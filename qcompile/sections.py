@@ -19,6 +19,7 @@ from qcompile.numerics.regrid import Given
 from qcompile.plan import FLOATS, Plan
 from qcompile.planning.given import Kept
 from qcompile.planning.outliers import outlier_layers
+from qcompile.recipe import LEARNED
 from qcompile.remedied import Remedied
 from qcompile.report.schema import (
     Artifact,
@@ -37,7 +38,12 @@ from qcompile.report.schema import (
     Speed,
 )
 from qcompile.report.schema import Finding as FindingRow
-from qcompile.report.schema_remedies import OutlierRow, RemedySection, RemedyTrial
+from qcompile.report.schema_remedies import (
+    LearnedCodes,
+    OutlierRow,
+    RemedySection,
+    RemedyTrial,
+)
 from qcompile.runtime.ort import Kernel
 from qcompile.runtime.timing import Timing
 from qcompile.samples import Port
@@ -150,7 +156,8 @@ def remedy_section(
         strengths=(min(strengths), max(strengths)) if strengths else None,
         multiplied=remedied.multiplied,
         shifted=len(remedies.shifted),
-        corrected=len(remedies.corrected),
+        corrected=Counter(correction.how for correction in remedies.corrected.values()),
+        learned=_learned(plan),
         outliers=tuple(
             OutlierRow(
                 node=layer.node,
@@ -163,6 +170,20 @@ def remedy_section(
         ),
         left=remedied.left,
         moved=remedied.moved,
+    )
+
+
+def _learned(plan: Plan) -> LearnedCodes | None:
+    if plan.remedies.learned is None:
+        return None
+    methods = [tensor.method for tensor in plan.tensors.values() if tensor.kind == "weight"]
+    found = [method for method in methods if method in LEARNED]
+    return LearnedCodes(
+        method=found[0] if found else "",
+        weights=len(found),
+        of=len(methods),
+        steps=plan.remedies.learned.steps,
+        seed=plan.remedies.learned.seed,
     )
 
 

@@ -121,6 +121,12 @@ def test_a_metric_orders_the_layers(fragile, tmp_path, monkeypatch):
     assert ranked(fragile, metric="hits:hit").layers[0].loss == 0, "another metric of this name"
 
 
+def test_a_recipe_with_remedies_is_told(fragile):
+    heard = Silent()
+    ranked(fragile, heard, accuracy={"algorithms": ["smoothquant"]})
+    assert any(notice.startswith("[accuracy] is left out") for notice in heard.notices)
+
+
 def test_what_cannot_be_ranked_is_refused(tmp_path):
     plain = write_net(tmp_path / "plain.onnx", "float[1,8] x", "y = Tanh(x)")
     write_samples(tmp_path / "data", x=(1, 8))

@@ -95,7 +95,7 @@ def test_each_remedy_of_loud_columns_regains_the_loss(net, tmp_path, remedy):
 
 def test_a_plan_with_remedies_gives_the_same_bytes_again(net, tmp_path):
     names = ("smoothquant", "llm-int8", "bias-correction", "gptq")
-    qcompile.build(
+    first = qcompile.build(
         net,
         calib=net.parent / "data",
         output=tmp_path / "first",
@@ -107,6 +107,8 @@ def test_a_plan_with_remedies_gives_the_same_bytes_again(net, tmp_path):
     for name in ("model.onnx", "plan.json"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert read_plan(tmp_path / "first" / "plan.json").remedies
+    told = shown(remedy_lines(first.remedies))
+    assert "bias-correction, empirical: " in told
 
 
 def test_columns_are_split_for_dynamic_builds_too(net, tmp_path):
@@ -172,3 +174,13 @@ def test_no_samples_no_measured_remedy(net, tmp_path):
     )
     with pytest.raises(RecipeError, match="--algorithm smoothquant looks at activations: give"):
         qcompile.build(net, output=tmp_path / "o", recipe=recipe)
+
+
+def test_learned_codes_are_counted(net, tmp_path):
+    pytest.importorskip("torch", reason="AdaRound needs torch")
+    asked = {"accuracy": {"algorithms": ["adaround"], "steps": 5, "seed": 3}}
+    report = built(net, tmp_path / "o", **asked)
+    told = shown(remedy_lines(report.remedies))
+    assert (
+        f"learned codes for {report.remedies.learned.weights} of 2 weights, 5 steps, seed 3" in told
+    )

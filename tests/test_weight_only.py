@@ -224,9 +224,9 @@ def test_rows_of_the_report_are_those_of_the_plan(lab: Lab, tmp_path: Path) -> N
 
 @needs_torch
 def test_a_plan_of_learned_codes_is_followed_with_its_steps(lab: Lab, tmp_path: Path) -> None:
-    recipe = lab.recipe(algorithm="adaround", steps=60, bits=3, group_size=32)
+    recipe = lab.recipe(algorithm="adaround", steps=20, bits=3, group_size=32)
     built = lab.build(tmp_path / "first", recipe)
-    assert built.plan.remedies.learned == Learned(steps=60, seed=0)
+    assert built.plan.remedies.learned == Learned(steps=20, seed=0)
     taken = {name: weight.algorithm for name, weight in built.plan.weights.items()}
     assert set(taken.values()) <= {"adaround", "rtn"}
     assert list(taken.values()).count("adaround") >= 6

@@ -230,8 +230,8 @@ def build(
         typer.Option(
             metavar="X",
             min=0,
-            help="Largest loss of accuracy, or by --metric in its unit, against the float model; "
-            "the fewest layers stay in float that it takes.",
+            help="Largest loss against the float model, of accuracy as a share (0.005 is half a "
+            "point), or by --metric in its unit; the fewest layers stay in float that it takes.",
             rich_help_panel=GATES,
         ),
     ] = None,

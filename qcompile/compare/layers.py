@@ -5,11 +5,12 @@ name. Values become outputs of clones, a group at a time: memory holds one group
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import onnx_ir as ir
 
+from qcompile.chunks import chunks
 from qcompile.compare.outputs import is_real
 from qcompile.compare.results import finite
 from qcompile.frozen import Frozen
@@ -82,7 +83,8 @@ def compare_layers(
             f"layer comparison leaves out {len(missing)} value(s) that a graph lacks, such as "
             f"{missing[0]!r}"
         )
-    groups = list(_groups(list(known), sides[0], samples[0]))
+    sizes = _named_dimensions(sides[0], samples[0])
+    groups = list(chunks(known, lambda n: _size_bytes(sides[0][n], sizes), GROUP_BYTES))
     errors: list[LayerError] = []
     progress.step("compare layers", 0, len(groups))
     for number, group in enumerate(groups, 1):
@@ -178,22 +180,6 @@ def _with_outputs(model: ir.Model, names: list[str]) -> ir.Model:
     values = _values(clone)
     clone.graph.outputs[:] = [values[name] for name in dict.fromkeys(names)]
     return clone
-
-
-def _groups(names: list[str], values: Mapping[str, ir.Value], feeds: Feeds) -> Iterator[list[str]]:
-    """Yield names whose values stay within ``GROUP_BYTES`` together."""
-    sizes = _named_dimensions(values, feeds)
-    group: list[str] = []
-    used = 0
-    for name in names:
-        size = _size_bytes(values[name], sizes)
-        if group and used + size > GROUP_BYTES:
-            yield group
-            group, used = [], 0
-        group.append(name)
-        used += size
-    if group:
-        yield group
 
 
 def _named_dimensions(values: Mapping[str, ir.Value], feeds: Feeds) -> dict[str, int]:

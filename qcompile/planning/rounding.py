@@ -7,7 +7,7 @@ keeps its plain codes unless the solved ones give a smaller output error on samp
 solution did not see.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompile.chunks import chunks
 from qcompile.numerics.gptq import round_columns
 from qcompile.numerics.grids import Codes
 from qcompile.numerics.hessian import output_error
@@ -81,7 +82,7 @@ def solve_codes(
     layers = _affordable(list(int8_layers(model, tensors, set(nodes))), progress)
     found: dict[str, Rounded] = {}
     done = 0
-    for group in _chunks(layers):
+    for group in chunks(layers, _hessian_bytes, HESSIAN_BYTES):
         fitting, judging = _hessians(model, group, samples)
 
         with ThreadPoolExecutor(jobs) as pool:
@@ -109,19 +110,8 @@ def _affordable(layers: list[Int8Layer], progress: Progress) -> list[Int8Layer]:
     return kept
 
 
-def _chunks(layers: list[Int8Layer]) -> Iterator[list[Int8Layer]]:
-    """Yield layers whose Hessians fit into memory together."""
-    chunk: list[Int8Layer] = []
-    size = 0
-    for layer in layers:
-        need = 16 * layer.groups * layer.columns**2
-        if chunk and size + need > HESSIAN_BYTES:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(layer)
-        size += need
-    if chunk:
-        yield chunk
+def _hessian_bytes(layer: Int8Layer) -> int:
+    return 16 * layer.groups * layer.columns**2
 
 
 def _hessians(

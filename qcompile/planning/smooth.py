@@ -1,6 +1,6 @@
 """SmoothQuant: how much of each activation's range moves to the weights that read it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompile.chunks import chunks
 from qcompile.graph.channels import ChannelDivider, channel_scale, channels_of, is_layer
 from qcompile.graph.division import KeepsBasis
 from qcompile.graph.walk import consumers
@@ -97,7 +98,8 @@ def smoothed(  # noqa: PLR0913 (a search has many inputs)
     per_sample = max(1, ROWS // len(used))
     found: dict[str, Rescaled] = {}
     done = 0
-    for chunk in _chunks(groups, len(used) * (per_sample + 2)):
+    rows = len(used) * (per_sample + 2)
+    for chunk in chunks(groups, lambda group: 4 * rows * group.columns, HELD):
         columns = {str(group.value.name): group.columns for group in chunk}
         seen = column_rows(model, columns, used, per_sample, jobs, progress)
 
@@ -131,21 +133,6 @@ def _groups(model: ir.Model, nodes: set[str]) -> list[_Group]:
             foldable = False
         found.append(_Group(value, columns, tuple(layers), foldable))
     return found
-
-
-def _chunks(groups: Sequence[_Group], rows: int) -> Iterator[list[_Group]]:
-    """Yield groups whose rows fit into memory together."""
-    chunk: list[_Group] = []
-    size = 0
-    for group in groups:
-        need = 4 * rows * group.columns
-        if chunk and size + need > HELD:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(group)
-        size += need
-    if chunk:
-        yield chunk
 
 
 class _Search:

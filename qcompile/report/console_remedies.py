@@ -81,8 +81,15 @@ def _columns(row: OutlierRow) -> str:
 def _rest(section: RemedySection) -> Iterator[str]:
     if section.shifted:
         yield f"absorb-bias: {text.counted(section.shifted, 'value')} shifted"
-    if section.corrected:
-        yield f"bias-correction: {text.counted(section.corrected, 'node')}"
+    for how, count in section.corrected.items():
+        yield f"bias-correction, {how}: {text.counted(count, 'node')}"
+    learned = section.learned
+    if learned is not None:
+        name = f"{learned.method}: " if learned.method else ""
+        yield (
+            f"{name}learned codes for {learned.weights} of {text.counted(learned.of, 'weight')}, "
+            f"{learned.steps} steps, seed {learned.seed}"
+        )
     for reason, count in section.left.items():
         yield f"left alone: {count}  {reason}"
     if section.moved is not None:

@@ -37,6 +37,24 @@ class OutlierRow(Section):
     of_model: Number = None
 
 
+class LearnedCodes(Section):
+    """Codes of weights that were learned.
+
+    Attributes:
+        method: adaround or brecq.
+        weights: With learned codes; the others keep the nearest ones.
+        of: Weights on codes.
+        steps: Of the optimizer, for each layer or block.
+        seed: Of its chance.
+    """
+
+    method: str
+    weights: int
+    of: int
+    steps: int
+    seed: int
+
+
 class RemedySection(Section):
     """What was done so that 8 bits cost less.
 
@@ -48,7 +66,8 @@ class RemedySection(Section):
         multiplied: Value that a Mul of its own divides, for SmoothQuant, to the reason why no
             constant takes the division.
         shifted: Values behind a Relu that were shifted.
-        corrected: Nodes whose bias was corrected.
+        corrected: Nodes whose bias was corrected, by how.
+        learned: Codes of weights that were learned.
         outliers: Layers with columns in float.
         left: Places that were looked at and left alone, by reason.
         moved: How far the float outputs moved by it all (shifts left out), relative L2.
@@ -60,7 +79,8 @@ class RemedySection(Section):
     strengths: tuple[float, float] | None = None
     multiplied: dict[str, str] = Field(default_factory=dict)
     shifted: int = 0
-    corrected: int = 0
+    corrected: Counts = Field(default_factory=dict)
+    learned: LearnedCodes | None = None
     outliers: tuple[OutlierRow, ...] = ()
     left: Counts = Field(default_factory=dict)
     moved: Number = None

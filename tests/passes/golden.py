@@ -1,19 +1,24 @@
 """Golden files: a case's graph before a pass and after it, and the contract that each must keep."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import pytest
 
 from qcompile.graph.dump import dump
-from qcompile.graph.protocol import GraphPass
+from qcompile.graph.protocol import Effect, GraphPass
 from qcompile.graph.verify import verify
 from qcompile.passes.name_values import NameValues
+from tests.passes.tools import random_feeds, relative_l2, session
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+
+Load = Callable[[Path], tuple[ir.Model, GraphPass]]
+"""Gives the graph of a case, with what its pass needs, and the pass."""
 
 
 def cases(names: Iterable[str]) -> list[Path]:
@@ -66,6 +71,50 @@ def check_describes_itself(step: type[GraphPass] | GraphPass) -> None:
     heads = [read(path)[0] for path in cases([step.name])]
     assert any(head.startswith("changes: ") for head in heads)
     assert any(head.startswith("unchanged: ") for head in heads)
+
+
+def check_equivalence(model: ir.Model, step: GraphPass) -> None:
+    """Run the pass, demand the contract and, through ONNX Runtime, the results that it had."""
+    feeds = random_feeds(model)
+    lossy = step.effect is Effect.LOSSY
+    outputs = None if lossy else session(model).run(None, feeds)
+    check_contract(model, step)
+    if outputs is not None:
+        assert relative_l2(outputs, session(model).run(None, feeds)) <= step.effect.value
+
+
+def golden_test(paths: Collection[Path], load: Load) -> Callable[[Path, bool], None]:
+    """Make the test of a module's golden files."""
+
+    @pytest.mark.parametrize("path", paths, ids=case_id)
+    def test(path: Path, update_golden: bool) -> None:
+        check_golden(path, *load(path), update=update_golden)
+
+    return test
+
+
+def case_test(
+    paths: Collection[Path], load: Load, check: Callable[[ir.Model, GraphPass], None]
+) -> Callable[[Path], None]:
+    """Make a test of each case: ``check`` runs the pass."""
+
+    @pytest.mark.parametrize("path", paths, ids=case_id)
+    def test(path: Path) -> None:
+        check(*load(path))
+
+    return test
+
+
+def description_test(
+    steps: Collection[type[GraphPass] | GraphPass],
+) -> Callable[[type[GraphPass] | GraphPass], None]:
+    """Make the test that passes describe themselves."""
+
+    @pytest.mark.parametrize("step", steps, ids=lambda step: step.name)
+    def test(step: type[GraphPass] | GraphPass) -> None:
+        check_describes_itself(step)
+
+    return test
 
 
 def _interface(model: ir.Model) -> list[tuple[str | None, str, str]]:

@@ -10,14 +10,7 @@ from qcompile.graph.protocol import GraphPass
 from qcompile.passes.dequantize_graph import DequantizeGraph
 from qcompile.passes.expand_qlinear import ExpandQlinear
 from qcompile.passes.widen_halves import WidenHalves
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
+from tests.passes.golden import case_id, cases, check_contract, description_test, golden_test, read
 from tests.passes.tools import prepared, random_feeds, session
 
 PASSES: dict[str, type[GraphPass]] = {
@@ -33,9 +26,7 @@ def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     return prepared(read(path)[1], step), step
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
+test_golden = golden_test(CASES, loaded)
 
 
 @pytest.mark.parametrize("path", CASES, ids=case_id)
@@ -57,6 +48,4 @@ def test_contract(path: Path) -> None:
         assert np.abs(old.astype(float) - new.astype(float)).max() <= near
 
 
-@pytest.mark.parametrize("step", PASSES.values(), ids=PASSES)
-def test_describes_itself(step: type[GraphPass]) -> None:
-    check_describes_itself(step)
+test_describes_itself = description_test(PASSES.values())

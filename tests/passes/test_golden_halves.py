@@ -11,14 +11,7 @@ from qcompile.passes.cast_floats import CastFloats
 from qcompile.passes.hold_floats import HoldFloats
 from qcompile.passes.round_floats import RoundFloats
 from qcompile.passes.soften_masks import SoftenMasks
-from tests.passes.golden import (
-    case_id,
-    cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
-    read,
-)
+from tests.passes.golden import case_id, cases, check_contract, description_test, golden_test, read
 from tests.passes.tools import prepared
 
 PASSES = (CastFloats, HoldFloats, RoundFloats, SoftenMasks)
@@ -36,9 +29,7 @@ def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     return model, CastFloats(dtype=dtype, kept=kept)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
+test_golden = golden_test(CASES, loaded)
 
 
 @pytest.mark.parametrize("path", CASES, ids=case_id)
@@ -49,6 +40,4 @@ def test_contract(path: Path) -> None:
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
 
 
-@pytest.mark.parametrize("step", PASSES)
-def test_describes_itself(step: type[GraphPass]) -> None:
-    check_describes_itself(step)
+test_describes_itself = description_test(PASSES)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import onnx_ir as ir
-import pytest
 
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes.divide_rows import DivideRows
@@ -17,11 +16,11 @@ from qcompile.planning.select import select
 from qcompile.planning.wishes import Wishes
 from qcompile.targets.ort_cpu import ORT_CPU
 from tests.passes.golden import (
-    case_id,
+    case_test,
     cases,
     check_contract,
-    check_describes_itself,
-    check_golden,
+    description_test,
+    golden_test,
     read,
 )
 from tests.passes.tools import prepared
@@ -61,16 +60,10 @@ def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     return model, step_for(path, model)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
+test_golden = golden_test(CASES, loaded)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    check_contract(*loaded(path))
+test_contract = case_test(CASES, loaded, check_contract)
 
 
-@pytest.mark.parametrize("step", [FenceFloatNodes, *WITH_PLAN.values()])
-def test_describes_itself(step: type[GraphPass]) -> None:
-    check_describes_itself(step)
+test_describes_itself = description_test([FenceFloatNodes, *WITH_PLAN.values()])

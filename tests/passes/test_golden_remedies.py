@@ -4,24 +4,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
-import pytest
 
 from qcompile.graph.channels import channels_of
-from qcompile.graph.protocol import Effect, GraphPass
+from qcompile.graph.protocol import GraphPass
 from qcompile.passes.absorb_bias import AbsorbBias
 from qcompile.passes.correct_bias import CorrectBias
 from qcompile.passes.rescale_channels import RescaleChannels
 from qcompile.passes.split_outliers import SplitOutliers
 from qcompile.remedies import Correction, Outliers, Remedies, Rescaled, Shifted
 from tests.passes.golden import (
-    case_id,
+    case_test,
     cases,
-    check_contract,
-    check_describes_itself,
-    check_golden,
+    check_equivalence,
+    description_test,
+    golden_test,
     read,
 )
-from tests.passes.tools import prepared, random_feeds, relative_l2, session
+from tests.passes.tools import prepared
 
 
 def rescaling(model: ir.Model) -> RescaleChannels:
@@ -85,24 +84,13 @@ def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     return model, STEPS[kind](model)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
+test_golden = golden_test(CASES, loaded)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    model, step = loaded(path)
-    feeds = random_feeds(model)
-    outputs = session(model).run(None, feeds) if step.effect is not Effect.LOSSY else None
-    check_contract(model, step)
-    if outputs is not None:
-        assert relative_l2(outputs, session(model).run(None, feeds)) <= step.effect.value
+test_contract = case_test(CASES, loaded, check_equivalence)
 
 
-@pytest.mark.parametrize("kind", STEPS, ids=lambda kind: kind.name)
-def test_describes_itself(kind: type[GraphPass]) -> None:
-    check_describes_itself(kind)
+test_describes_itself = description_test(STEPS)
 
 
 def test_refused_corrections_are_counted() -> None:

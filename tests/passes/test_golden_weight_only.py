@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 
 from qcompile.graph.protocol import GraphPass
 from qcompile.passes import WEIGHT_ONLY
@@ -17,11 +16,11 @@ from qcompile.passes.fold_input_scale import FoldInputScale
 from qcompile.passes.hold_codes import HoldCodes
 from qcompile.plan import Plan, WeightPlan
 from tests.passes.golden import (
-    case_id,
+    case_test,
     cases,
     check_contract,
-    check_describes_itself,
-    check_golden,
+    description_test,
+    golden_test,
     read,
 )
 from tests.passes.tools import prepared
@@ -71,16 +70,10 @@ def loaded(path: Path) -> tuple[ir.Model, GraphPass]:
     return model, step_for(model, path.parent.name)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_golden(path: Path, update_golden: bool) -> None:
-    check_golden(path, *loaded(path), update=update_golden)
+test_golden = golden_test(CASES, loaded)
 
 
-@pytest.mark.parametrize("path", CASES, ids=case_id)
-def test_contract(path: Path) -> None:
-    check_contract(*loaded(path))
+test_contract = case_test(CASES, loaded, check_contract)
 
 
-@pytest.mark.parametrize("step", WEIGHT_ONLY, ids=lambda step: step.name)
-def test_describes_itself(step: GraphPass) -> None:
-    check_describes_itself(step)
+test_describes_itself = description_test(WEIGHT_ONLY)
