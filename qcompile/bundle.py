@@ -186,7 +186,7 @@ def file_digest(path: Path) -> FileDigest:
 def versions() -> dict[str, str]:
     """Return the versions of everything that decides what an artifact's bytes are."""
     compilers = ("qcompile", "numpy", "numba", "onnx", "onnx-ir", "onnxscript")
-    names = (*compilers, "onnxruntime", "onnxruntime-gpu", "pillow", "tokenizers")
+    names = (*compilers, "onnxruntime", "onnxruntime-gpu", "pillow", "tokenizers", "torch")
     found = {"python": platform.python_version()}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):

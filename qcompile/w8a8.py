@@ -30,19 +30,12 @@ from qcompile.passes.pad_channels import PadChannels
 from qcompile.plan import CALIBRATED, Plan, TensorPlan
 from qcompile.planning.adaround import adarounded
 from qcompile.planning.bias import BiasCorrection, with_corrected_biases
+from qcompile.planning.codes import Solve, codes_of, learned_as, marked, nodes_of, weights_of
 from qcompile.planning.edited import with_bias_scales
 from qcompile.planning.followed import check_plan
 from qcompile.planning.given import NO_GRID, Kept, select_given, spread, uncalibrated, with_given
 from qcompile.planning.learning import Learning
-from qcompile.planning.plan import (
-    Planner,
-    Solve,
-    codes_of,
-    marked,
-    nodes_of,
-    weights_of,
-    wishes_of,
-)
+from qcompile.planning.plan import Planner, wishes_of
 from qcompile.planning.reconstruct import reconstructed
 from qcompile.planning.replan import Replan
 from qcompile.planning.rounding import Rounded, solve_codes
@@ -52,7 +45,6 @@ from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import LEARNED, Recipe
 from qcompile.remedied import Remedied
-from qcompile.remedies import Learned
 from qcompile.samples import Array, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Placement, Target, Types
@@ -210,7 +202,9 @@ class W8A8:
         plan, grids = made.plan, weights_of(made.plan)
         nearest = {"method": "minmax", "errors": {}}
         plain = {name: tensor.model_copy(update=nearest) for name, tensor in grids.items()}
-        remedies = plan.remedies.model_copy(update={"learned": self._learned})
+        remedies = plan.remedies.model_copy(
+            update={"learned": learned_as(self.recipe, self.edited)}
+        )
         tensors = {**plan.tensors, **plain}
         plan = plan.model_copy(update={"remedies": remedies, "tensors": tensors})
         plan, codes = marked(plan, grids, learn(grids, nodes_of(plan)), method)
@@ -223,13 +217,6 @@ class W8A8:
         digest, scheme = self.loaded.digest, self.recipe.scheme
         check_plan(plan, model, digest, self.target, self.device, scheme)
         return with_bias_scales(plan, model, self.target, self.log)
-
-    @property
-    def _learned(self) -> Learned:
-        """How codes are learned: as the recipe says, or as it was done for the given plan."""
-        accuracy = self.recipe.accuracy
-        own = Learned(steps=accuracy.steps, seed=accuracy.seed)
-        return (self.edited.remedies.learned or own) if self.edited else own
 
     def _solver(self, method: str) -> Solve | None:
         """Return the way to find codes of weights that has a name; None without samples."""
@@ -247,7 +234,7 @@ class W8A8:
             return solve
         assert folder is not None  # noqa: S101 - the pipeline gives one where codes are learned
         learned_on = first(samples, LEARNED_ON)
-        how = self._learned
+        how = learned_as(self.recipe, self.edited)
 
         def learn(tensors: Mapping[str, TensorPlan], nodes: Sequence[str]) -> dict[str, Rounded]:
             what = model, tensors, nodes, learned_on, jobs, self.log, folder

@@ -16,6 +16,7 @@ from qcompile.passes.hold_codes import HoldCodes
 from qcompile.passes.insert_block_dequantize import InsertBlockDequantize
 from qcompile.passes.insert_matmul_nbits import InsertMatmulNbits
 from qcompile.plan import Plan
+from qcompile.planning.codes import learned_as
 from qcompile.planning.costs import estimate
 from qcompile.planning.followed import check_plan
 from qcompile.planning.plan import wishes_of
@@ -24,7 +25,7 @@ from qcompile.planning.weights import WeightSelection, select_weights
 from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
-from qcompile.remedies import Learned, Remedies
+from qcompile.remedies import Remedies
 from qcompile.report.schema import WeightRow
 from qcompile.solved import SolvedStore
 from qcompile.targets.target import Target
@@ -99,15 +100,8 @@ class WeightOnly:
             folder=self.folder,
             jobs=self.recipe.jobs or 1,
             progress=self.log,
-            learned=self._learned,
+            learned=learned_as(self.recipe, self.edited),
         )
-
-    @property
-    def _learned(self) -> Learned:
-        """How codes are learned: as the recipe says, or as it was done for the given plan."""
-        accuracy = self.recipe.accuracy
-        own = Learned(steps=accuracy.steps, seed=accuracy.seed)
-        return (self.edited.remedies.learned or own) if self.edited else own
 
     def _solve(self, job: Job) -> None:
         samples = self.data.calibration

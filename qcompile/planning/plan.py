@@ -1,16 +1,16 @@
 """From a graph and its statistics to a plan."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from qcompile.errors import PlanError
 from qcompile.graph.digest import model_digest
 from qcompile.graph.work import multiply_adds
 from qcompile.numerics.grids import Codes
 from qcompile.numerics.regrid import Given
 from qcompile.plan import FLOATS, Plan, TensorPlan
+from qcompile.planning.codes import marked, short
 from qcompile.planning.given import KEPT
 from qcompile.planning.pays import float_work, select_paying
 from qcompile.planning.probe import Probe
@@ -29,16 +29,10 @@ from qcompile.planning.switchboard import Switchboard, judged_values
 from qcompile.planning.tensors import plan_tensors, values_of, weight_plan
 from qcompile.planning.wishes import Wishes
 from qcompile.progress import Progress
-from qcompile.recipe import Recipe, Rounding
+from qcompile.recipe import Recipe
 from qcompile.samples import Samples, first
 from qcompile.statistics import Statistics
 from qcompile.targets.target import Target, Types
-
-Solve = Callable[[Mapping[str, TensorPlan], Sequence[str]], dict[str, Rounded]]
-"""Finds codes for weights, given their grids and the nodes that compute on codes."""
-
-SOLVED: tuple[Rounding, ...] = ("gptq", "adaround", "brecq")
-"""Methods of weights whose codes are solved for."""
 
 PROBED = 8
 """Samples that candidate grids are measured on, taken in content order."""
@@ -324,62 +318,6 @@ def _affordable(work: float, units: int) -> int:
     return min(PROBED, max(1, int(GOOD_WORK / once)))
 
 
-def weights_of(plan: Plan) -> dict[str, TensorPlan]:
-    """Return the grids of the weights that codes can be solved for."""
-    return {
-        name: tensor
-        for name, tensor in plan.tensors.items()
-        if tensor.kind == "weight" and tensor.axis is not None
-    }
-
-
-def nodes_of(plan: Plan) -> list[str]:
-    """Return the nodes that compute in int8."""
-    return [name for name, entry in plan.nodes.items() if entry.precision == "int8"]
-
-
-def codes_of(plan: Plan, solve: Callable[[str], Solve | None]) -> dict[str, Codes]:
-    """Solve again for the weights that a plan says were solved for.
-
-    Args:
-        plan: To be followed.
-        solve: The way to do it, by its name; None where there are no samples.
-
-    Raises:
-        PlanError: There are no samples to solve with.
-    """
-    found: dict[str, Codes] = {}
-    for method in SOLVED:
-        wanted = {name for name, tensor in plan.tensors.items() if tensor.method == method}
-        if not wanted:
-            continue
-        way = solve(method)
-        if way is None:
-            raise PlanError(
-                f"--plan: it has weights of method {method}: give --calib to solve for them"
-            )
-        # where codes are learned in the order of the graph, those of all weights count
-        among = {n: t for n, t in weights_of(plan).items() if method != "gptq" or n in wanted}
-        solved = way(among, nodes_of(plan))
-        found |= {name: rounded.codes for name, rounded in solved.items() if name in wanted}
-    return found
-
-
-def marked(
-    plan: Plan, grids: Mapping[str, TensorPlan], solved: Mapping[str, Rounded], method: str
-) -> tuple[Plan, dict[str, Codes]]:
-    """Note in the plan which weights were solved for; not those whose grid has changed since."""
-    tensors = dict(plan.tensors)
-    codes: dict[str, Codes] = {}
-    for name, rounded in solved.items():
-        if name in tensors and tensors[name].scale == grids[name].scale:
-            errors = {"plain": rounded.plain**0.5, method: rounded.solved**0.5}
-            update = {"method": method, "errors": {k: _short(v) for k, v in errors.items()}}
-            tensors[name] = tensors[name].model_copy(update=update)
-            codes[name] = rounded.codes
-    return plan.model_copy(update={"tensors": tensors}), codes
-
-
 def assemble(
     model: ir.Model,
     selection: Selection,
@@ -394,7 +332,7 @@ def assemble(
     ranges = {name: (choice.low, choice.high, choice.method) for name, choice in choices.items()}
     tensors = plan_tensors(model, selection, types, ranges)
     for name, choice in choices.items():
-        errors = {label: _short(value) for label, value in choice.errors.items()}
+        errors = {label: short(value) for label, value in choice.errors.items()}
         tensors[name] = tensors[name].model_copy(update={"errors": errors})
     return Plan(
         model=model_digest(model),
@@ -404,7 +342,3 @@ def assemble(
         tensors=tensors,
         nodes=selection.nodes,
     )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
