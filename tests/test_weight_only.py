@@ -298,19 +298,15 @@ LEFT = tuple(f"node_linear_{ten}?" for ten in (1, 2, 3))
 """Four of six blocks, in float: the others have weights of every shape, and there is the head."""
 
 
-@pytest.fixture(scope="module")
-def textlm(tmp_path_factory: pytest.TempPathFactory) -> Built:
+@needs_assets
+@pytest.mark.slow
+def test_each_algorithm_gains_on_a_real_model_and_the_best_is_stored(tmp_path: Path) -> None:
+    """At int4 in groups of 128, on samples that nothing was solved on."""
     model = asset("models", "textlm5m.onnx")
     text, tokenizer = (asset("data", f"textlm_{name}") for name in ("calib.txt", "tokenizer.json"))
     lab = Lab(model, text, tokenizer, 256)
     recipe = lab.recipe(samples=24, exclude=LEFT, algorithm="auto", accuracy_level=0)
-    return lab.build(tmp_path_factory.mktemp("textlm"), recipe)
-
-
-@needs_assets
-@pytest.mark.slow
-def test_each_algorithm_gains_on_a_real_model(textlm: Built) -> None:
-    """At int4 in groups of 128, on samples that nothing was solved on."""
+    textlm = lab.build(tmp_path, recipe)
     rows = textlm.made.solved
     assert len(rows) == 43 - 30
     assert {row.bits for row in rows} == {4}
@@ -324,10 +320,6 @@ def test_each_algorithm_gains_on_a_real_model(textlm: Built) -> None:
         assert row.errors[row.algorithm] <= row.errors["rtn"]
     assert (errors["gptq"] <= errors["rtn"]).all()
 
-
-@needs_assets
-@pytest.mark.slow
-def test_a_real_model_stores_what_was_solved(textlm: Built) -> None:
     assert textlm.data.evaluation is not None
     feeds = textlm.data.evaluation[0]
     found, exact = (Session(m).run(feeds) for m in (textlm.path, textlm.with_values()))

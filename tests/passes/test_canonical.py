@@ -111,24 +111,30 @@ def test_batch_norm_behind_a_pad_and_a_transposed_weight_meet():
 
 @pytest.mark.slow
 def test_a_model_larger_than_two_gib_passes_in_little_memory(tmp_path):
-    """Three sparse weights of 1 GiB, one of them transposed; nothing may be held in memory."""
-    size = 1 << 14
+    """Two sparse weights of 1 GiB, one of them transposed, and a small one: none may be held."""
+    size, small = 1 << 14, 1 << 8
     nodes = [
         helper.make_node("MatMul", ["x", "w0"], ["a"]),
-        helper.make_node("MatMul", ["a", "w1"], ["b"]),
-        helper.make_node("Transpose", ["w2"], ["t"], perm=[1, 0]),
-        helper.make_node("MatMul", ["b", "t"], ["y"]),
+        helper.make_node("Transpose", ["w1"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["a", "t"], ["b"]),
+        helper.make_node("MatMul", ["b", "w2"], ["y"]),
     ]
-    weights = [TensorProto(name=f"w{i}", data_type=1, dims=[size, size]) for i in range(3)]
+    columns = (size, size, small)
+    weights = [
+        TensorProto(name=f"w{i}", data_type=1, dims=[size, n]) for i, n in enumerate(columns)
+    ]
     for i, weight in enumerate(weights):
         weight.data_location = TensorProto.EXTERNAL
-        entries = {"location": "weights.bin", "offset": i << 30, "length": 1 << 30}
+        entries = {"location": "weights.bin", "offset": i << 30, "length": 4 * size * columns[i]}
         for key, value in entries.items():
             weight.external_data.add(key=key, value=str(value))
     with (tmp_path / "weights.bin").open("wb") as file:
-        file.truncate(3 << 30)
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", size]) for n in "xy"]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], weights)
+        file.truncate(2 * (1 << 30) + 4 * size * small)
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n])
+        for name, n in (("x", size), ("y", small))
+    )
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
