@@ -30,6 +30,7 @@ from qcompile.planning.effects_store import EffectsStore, effects_key
 from qcompile.planning.replan import Replan
 from qcompile.planning.sensitivity import Effect, affordable, held
 from qcompile.progress import Progress, Silent
+from qcompile.recipe import LEARNED
 from qcompile.report.schema_budget import BudgetLayer, BudgetSection, DropRow
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array, Feeds, Samples, samples_digest
@@ -42,6 +43,8 @@ PLANS = 40
 
 LONG = 10.0
 """Seconds that all of them may take before the user is told of it first."""
+
+NEAREST = "measured with the nearest codes: those of the weights are learned afterwards"
 
 NO_SCORE = "no score of the float model: give --metric, or labels"
 
@@ -339,7 +342,11 @@ class _Search:
             if entry.precision in FLOATS and self.plan.is_quantized(name)
         )
         bound = f"there are no labels: {DISAGREEMENT} bound what an accuracy can drop by"
-        notes = [note, bound if before.score == DISAGREEMENT else ""]
+        notes = [
+            note,
+            bound if before.score == DISAGREEMENT else "",
+            NEAREST if self.recipe.accuracy.rounding in LEARNED else "",
+        ]
         return BudgetSection(
             limit=self.limit,
             score=before.score,

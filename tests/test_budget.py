@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from qcompile.budget import Budget, _Search, within
+from qcompile.budget import NEAREST, Budget, _Search, within
 from qcompile.data import Split, split_data
 from qcompile.frontend import Loaded, load
 from qcompile.plan import FLOATS, Plan
 from qcompile.planning.plan import Planner, wishes_of
 from qcompile.planning.replan import Replan
 from qcompile.progress import Silent, StageLog
-from qcompile.recipe import Gates, Recipe
+from qcompile.recipe import Accuracy, Gates, Recipe
 from qcompile.remedied import untouched
 from qcompile.report.console_budget import budget_lines
 from qcompile.runtime.ort import Session
@@ -162,6 +162,17 @@ def test_a_search_that_was_stopped_goes_on_from_what_it_measured(case, tmp_path,
     fresh, everything = budget()
     assert resumed == known == fresh
     assert ends < rest < everything
+
+
+def test_learned_codes_are_not_in_the_measurement_which_is_told(case):
+    budget, _ = case.within(LIMIT, accuracy=Accuracy(algorithms=("adaround",)))
+    assert budget.section.note == NEAREST
+
+
+def test_a_long_search_is_told_first(case, monkeypatch):
+    monkeypatch.setattr("qcompile.budget.LONG", 0.0)
+    _, heard = case.within(LIMIT)
+    assert heard.notices[0].startswith("--max-drop 0.15: at most 40 plans are tried, about ")
 
 
 @pytest.mark.parametrize("limit", [None, 1.0])

@@ -219,8 +219,8 @@ def learn_in_order(
             break
         stage = stages[index]
         run_stage(work.model, stage, work.samples, work.exact, threads=work.jobs)
-        inside = _unfinished(work, stage.nodes)
-        if inside and learn_block is not None:
+        inside = _layers(work, stage.nodes)
+        if learn_block is not None and _unfinished(work, stage.nodes):  # whole, even if it is begun
             for layer, learned in zip(inside, learn_block(work, stage, inside), strict=True):
                 work.save(layer, learned)
         run_stage(
@@ -240,9 +240,13 @@ def _all_done(work: Learning) -> bool:
     return all(layer.weight in work.store for layer in work.layers.values())
 
 
-def _unfinished(work: Learning, nodes: Sequence[ir.Node]) -> list[Int8Layer]:
+def _layers(work: Learning, nodes: Sequence[ir.Node]) -> list[Int8Layer]:
     layers = (work.layers.get(node_name(node)) for node in nodes)
-    return [layer for layer in layers if layer is not None and layer.weight not in work.store]
+    return [layer for layer in layers if layer is not None]
+
+
+def _unfinished(work: Learning, nodes: Sequence[ir.Node]) -> list[Int8Layer]:
+    return [layer for layer in _layers(work, nodes) if layer.weight not in work.store]
 
 
 def _first_open(work: Learning, stages: Sequence[Stage]) -> int:

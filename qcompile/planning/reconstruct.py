@@ -4,7 +4,7 @@ Li et al. 2021, arXiv:2102.05426, without the weights that its section 3.3 takes
 information. A block runs in torch; one that cannot is learned layer by layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -91,7 +91,7 @@ def _all_values(work: Learning, stages: Sequence[Stage]) -> dict[str, Array]:
 def _obstacle(work: Learning, stage: Stage, values: Mapping[str, Array]) -> str:
     """Return why a block cannot be run in torch, if it cannot."""
     torch = torch_library()
-    graph = TorchGraph(_model(work, stage), "cpu")
+    graph = TorchGraph(_model(work, stage, ()), "cpu")  # floats, also where a build goes on
     try:
         with torch.no_grad(), fixed_threads(torch):
             feeds = {name: torch.from_numpy(np.array(values[name])) for name in stage.reads}
@@ -107,16 +107,12 @@ def _obstacle(work: Learning, stage: Stage, values: Mapping[str, Array]) -> str:
     return ""
 
 
-def _model(work: Learning, stage: Stage) -> ir.Model:
-    """Return a stage as a model, with the finished weights as their codes stand for them."""
+def _model(work: Learning, stage: Stage, solved: Iterable[Int8Layer]) -> ir.Model:
+    """Return a stage as a model, with some weights as their finished codes stand for them."""
     values = {v.name: v for v in work.model.graph.inputs}
     values |= {out.name: out for node in work.model.graph for out in node.outputs}
     types = {n: (values[n].dtype or ir.DataType.FLOAT, None) for n in stage.reads}
-    done = {
-        layer.weight: work.tensor(layer)
-        for layer in work.layers.values()
-        if layer.weight in work.store
-    }
+    done = {layer.weight: work.tensor(layer) for layer in solved if layer.weight in work.store}
     return stage_model(work.model, stage, types, done)
 
 
@@ -195,7 +191,8 @@ class _Block:
     @cached_property
     def graph(self) -> TorchGraph:
         """The stage's nodes."""
-        return TorchGraph(_model(self.work, self.stage), self.device)
+        others = [layer for layer in self.work.layers.values() if layer not in self.layers]
+        return TorchGraph(_model(self.work, self.stage, others), self.device)
 
     @cached_property
     def joins(self) -> bool:

@@ -149,27 +149,34 @@ def test_outputs_are_much_closer_than_with_the_nearest_codes(
     assert error(model, {n: r.codes for n, r in found.items()}) < 0.5 * error(model, {})
 
 
-@pytest.mark.parametrize("way", [adarounded, reconstructed])
+@pytest.mark.parametrize(
+    ("way", "stop", "saves"),
+    [(adarounded, 3, 4), (reconstructed, 3, 4), (reconstructed, 2, 6)],
+    ids=["a layer", "a block", "inside a block, which is learned anew"],
+)
 def test_a_run_that_was_stopped_ends_with_the_same_codes(
     made: dict[str, dict[str, Rounded]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     way: object,
+    stop: int,
+    saves: int,
 ) -> None:
-    model, save, saved = network(), Learning.save, []
+    model, save, saved, heard = network(), Learning.save, [], Silent()
 
     def stopped(self: Learning, layer: object, learned: object) -> None:
         save(self, layer, learned)  # type: ignore[arg-type]
         saved.append(layer)
-        if len(saved) == 3:
+        if len(saved) == stop:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Learning, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
         way(work_for(model, tmp_path))  # type: ignore[operator]
-    assert len(list((tmp_path / "weights").glob("*.npz"))) == 3
-    found = way(work_for(model, tmp_path))  # type: ignore[operator]
-    assert len(saved) == len(LAYERS), "what was finished is not learned again"
+    assert len(list((tmp_path / "weights").glob("*.npz"))) == stop
+    found = way(work_for(model, tmp_path, heard))  # type: ignore[operator]
+    assert len(saved) == saves, "what was finished is not learned again"
+    assert not heard.notices
     expected = made[way.__name__]  # type: ignore[attr-defined]
     assert found.keys() == expected.keys()
     for name in found:
