@@ -12,7 +12,7 @@ from qcompile.frontend import Loaded
 from qcompile.plan import CALIBRATED
 from qcompile.progress import Progress
 from qcompile.recipe import Recipe, Text
-from qcompile.report.schema import Data
+from qcompile.report.schema_source import Data
 from qcompile.samples import Samples, Subset, content_order
 from qcompile.targets import target_named
 

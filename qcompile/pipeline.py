@@ -42,13 +42,8 @@ from qcompile.quantized import Quantized
 from qcompile.recipe import LEARNED, HighPrecision, Recipe
 from qcompile.remedied import Remedied, Remedying, untouched
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import (
-    Canonicalization,
-    Kernels,
-    ModelFacts,
-    Report,
-    TrainingFacts,
-)
+from qcompile.report.schema import Kernels, Report
+from qcompile.report.schema_source import Canonicalization, ModelFacts, TrainingFacts
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.ort import kernel_nodes, replays
 from qcompile.runtime.provider import CPU, Engine

@@ -8,8 +8,9 @@ from qcompile.compare.layers import LayerError
 from qcompile.graph.runner import PassRun
 from qcompile.plan import Plan
 from qcompile.planning.given import Kept
-from qcompile.report.schema import CalibrationSummary, WeightRow
+from qcompile.report.schema import CalibrationSummary
 from qcompile.report.schema_budget import BudgetSection
+from qcompile.report.schema_results import WeightRow
 
 
 @dataclass(frozen=True)

@@ -21,22 +21,7 @@ from qcompile.planning.given import Kept
 from qcompile.planning.outliers import outlier_layers
 from qcompile.recipe import LEARNED
 from qcompile.remedied import Remedied
-from qcompile.report.schema import (
-    Artifact,
-    CalibrationSummary,
-    ComparisonSection,
-    FloatNode,
-    Gate,
-    GridChange,
-    Kernels,
-    LayerRow,
-    ModelFacts,
-    PassRecord,
-    PlanSummary,
-    PortFacts,
-    SourceGrids,
-    Speed,
-)
+from qcompile.report.schema import Artifact, CalibrationSummary, FloatNode, Kernels, PlanSummary
 from qcompile.report.schema import Finding as FindingRow
 from qcompile.report.schema_remedies import (
     LearnedCodes,
@@ -44,6 +29,8 @@ from qcompile.report.schema_remedies import (
     RemedySection,
     RemedyTrial,
 )
+from qcompile.report.schema_results import ComparisonSection, Gate, LayerRow, Speed
+from qcompile.report.schema_source import GridChange, ModelFacts, PassRecord, PortFacts, SourceGrids
 from qcompile.runtime.ort import Kernel
 from qcompile.runtime.timing import Timing
 from qcompile.samples import Port

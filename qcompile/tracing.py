@@ -20,7 +20,7 @@ from qcompile.errors import ModelError, OutputError
 from qcompile.progress import Progress, StageLog
 from qcompile.recipe import Recipe
 from qcompile.report.results import ExportReport
-from qcompile.report.schema import PortFacts, TracedFacts
+from qcompile.report.schema_source import PortFacts, TracedFacts
 from qcompile.source.torch_check import check_agreement
 from qcompile.source.torch_export import TorchModel, trace, write_model
 from qcompile.source.torch_library import torch_library

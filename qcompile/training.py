@@ -13,7 +13,7 @@ from qcompile.errors import RecipeError
 from qcompile.frontend import Loaded, load
 from qcompile.progress import StageLog
 from qcompile.recipe import Qat, Recipe
-from qcompile.report.schema import TrainingFacts
+from qcompile.report.schema_source import TrainingFacts
 from qcompile.source.torch_export import TorchModel, rename_axes
 from qcompile.working import working_folder
 

@@ -26,7 +26,7 @@ from qcompile.progress import StageLog
 from qcompile.quantized import Quantized
 from qcompile.recipe import Recipe
 from qcompile.remedies import Remedies
-from qcompile.report.schema import WeightRow
+from qcompile.report.schema_results import WeightRow
 from qcompile.solved import SolvedStore
 from qcompile.targets.target import Target
 

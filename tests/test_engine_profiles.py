@@ -11,7 +11,7 @@ from qcompile.errors import RecipeError
 from qcompile.frontend import Loaded, load
 from qcompile.profiles import LOOKED_AT, profiles_of
 from qcompile.progress import Silent
-from qcompile.report.schema import Data
+from qcompile.report.schema_source import Data
 from qcompile.samples import InMemory
 from qcompile.targets.profiles import Profile
 from tests.planning.tools import graph_of

@@ -29,7 +29,8 @@ from qcompile.planning.forms import node_name
 from qcompile.planning.int8_layers import Int8Layer
 from qcompile.planning.learning import Codes, Learned, Learning, learn_in_order
 from qcompile.planning.rounding import Rounded
-from qcompile.planning.torch_graph import NotHere, TorchGraph
+from qcompile.planning.torch_graph import TorchGraph
+from qcompile.planning.torch_operators import NotHere
 from qcompile.runtime.activations import ActivationStore
 from qcompile.runtime.ort import Session
 from qcompile.samples import Array

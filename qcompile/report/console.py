@@ -17,19 +17,16 @@ from qcompile.report.console_source import source_lines
 from qcompile.report.console_training import training_lines
 from qcompile.report.console_weights import weight_lines
 from qcompile.report.grid import lines, table
-from qcompile.report.schema import (
+from qcompile.report.schema import FloatNode, PlanSummary, Report
+from qcompile.report.schema_results import (
     ComparisonSection,
-    FloatNode,
     Gate,
     LayerRow,
-    ModelFacts,
     OutputRow,
-    PlanSummary,
-    Report,
     Score,
     Speed,
-    TracedFacts,
 )
+from qcompile.report.schema_source import ModelFacts, TracedFacts
 from qcompile.report.wrapped import Wrapped
 
 WORST = 8

@@ -30,7 +30,7 @@ from qcompile.report.results import (
     TargetList,
     WeightOnlyEntry,
 )
-from qcompile.report.schema import PortFacts
+from qcompile.report.schema_source import PortFacts
 
 
 def render_calibration(result: CalibrationReport) -> RenderableType:

@@ -4,7 +4,7 @@ from rich.console import RenderableType
 
 from qcompile.report import text
 from qcompile.report.grid import lines
-from qcompile.report.schema import GridChange, SourceGrids
+from qcompile.report.schema_source import GridChange, SourceGrids
 
 
 def source_lines(source: SourceGrids | None) -> RenderableType | None:

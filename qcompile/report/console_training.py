@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from qcompile.report import text
 from qcompile.report.grid import lines
-from qcompile.report.schema import TrainingFacts
+from qcompile.report.schema_source import TrainingFacts
 
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 40

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 
 from qcompile.report import text
 from qcompile.report.grid import lines, table
-from qcompile.report.schema import WeightRow
+from qcompile.report.schema_results import WeightRow
 
 WORST = 8
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq", "adaround")

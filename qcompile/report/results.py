@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from qcompile.report.schema import ComparisonSection, ModelFacts, PlanSummary, TracedFacts
+from qcompile.report.schema import PlanSummary
+from qcompile.report.schema_results import ComparisonSection
+from qcompile.report.schema_source import ModelFacts, TracedFacts
 from qcompile.report.section import Interval, Number, Section
 
 SeverityName = Literal["error", "float", "numerics", "warning"]

@@ -9,7 +9,8 @@ from tests.planning.tools import feeds_of, graph_of, normal
 
 torch = pytest.importorskip("torch", reason="blocks run in torch")
 
-from qcompile.planning.torch_graph import OPERATORS, NotHere, TorchGraph  # noqa: E402
+from qcompile.planning.torch_graph import TorchGraph  # noqa: E402
+from qcompile.planning.torch_operators import OPERATORS, NotHere  # noqa: E402
 
 PICTURE = "float[2, 4, 9, 8] x"
 CASES = {

@@ -1,24 +1,23 @@
 """A report with something in every section."""
 
 from qcompile.report.schema import (
-    Agreement,
     Artifact,
     CalibrationSummary,
-    Canonicalization,
-    ComparisonSection,
-    Data,
     FloatNode,
-    Gate,
     Kernels,
-    LayerRow,
-    ModelFacts,
-    OutputRow,
-    PassRecord,
     PlanSummary,
     Report,
+)
+from qcompile.report.schema_results import (
+    Agreement,
+    ComparisonSection,
+    Gate,
+    LayerRow,
+    OutputRow,
     Score,
     Speed,
 )
+from qcompile.report.schema_source import Canonicalization, Data, ModelFacts, PassRecord
 
 SOFTMAX = "the int8 kernel is 7.5 times slower than float"
 EVERYTHING = Report(

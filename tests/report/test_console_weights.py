@@ -5,7 +5,8 @@ import pytest
 from qcompile.report.console import render
 from qcompile.report.console_weights import WORST, weight_lines
 from qcompile.report.progress import ConsoleProgress
-from qcompile.report.schema import Report, WeightRow
+from qcompile.report.schema import Report
+from qcompile.report.schema_results import WeightRow
 from tests.report.examples import EVERYTHING
 from tests.report.test_console import shown
 

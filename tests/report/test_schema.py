@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from qcompile.compare.results import Agreement, Comparison, OutputError, Score
 from qcompile.numerics.intervals import Interval
 from qcompile.report.json_text import json_text
-from qcompile.report.schema import ComparisonSection, OutputRow, PlanSummary, Report
+from qcompile.report.schema import PlanSummary, Report
+from qcompile.report.schema_results import ComparisonSection, OutputRow
 from tests.report.examples import EVERYTHING
 
 
