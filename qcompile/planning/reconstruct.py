@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.graph.stages import Group, Stage, cut, reader_groups, stage_model
+from qcompile.graph.work import multiply_adds
 from qcompile.numerics.adaround import (
     Grid,
     Schedule,
@@ -37,6 +38,9 @@ from qcompile.samples import Array
 
 BATCH = 16
 """Samples of a step."""
+
+STEP_WORK = 1 << 31
+"""Multiply-adds of a step, without those of the gradients: of large samples fewer are drawn."""
 
 BYTES = 1 << 29
 """Of a block's inputs and outputs over all samples; beyond it fewer samples are taken."""
@@ -135,7 +139,8 @@ def learned_block(work: Learning, stage: Stage, layers: Sequence[Int8Layer]) -> 
             return sum(parts) * (len(fitting) / len(some) / max(1, len(parts)))
 
         if any(before.values()):
-            minimize(soft, error, len(fitting), Schedule(work.steps, work.seed, BATCH))
+            schedule = Schedule(work.steps, work.seed, _batch(stage))
+            minimize(soft, error, len(fitting), schedule)
         codes = [weight.codes() for weight in soft]
         judging = block.data(work.judging)
         power = block.power(judging)
@@ -151,6 +156,12 @@ def learned_block(work: Learning, stage: Stage, layers: Sequence[Int8Layer]) -> 
         Learned(layer.as_rows(some), shares[0], shares[1])
         for layer, some in zip(layers, kept, strict=True)
     ]
+
+
+def _batch(stage: Stage) -> int:
+    """Return how many samples a step takes."""
+    once = sum(multiply_adds(node) for node in stage.nodes)
+    return max(1, min(BATCH, int(STEP_WORK / max(1.0, once))))
 
 
 def _grid(work: Learning, layer: Int8Layer) -> Grid:
