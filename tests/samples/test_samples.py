@@ -16,15 +16,12 @@ import onnxruntime as ort
 import pytest
 
 from tests.assets import ROOT
+from tests.cli import process
 from tests.emit.bundles import cuda_stand_in, environment
 
 SAMPLES = ROOT / "samples"
 READMES = sorted(SAMPLES.glob("*/README.md"))
-PROGRAMS = {
-    "python": [sys.executable],
-    "sh": ["sh"],
-    "qcompile": [sys.executable, "-c", "from qcompile.cli.main import main; main()"],
-}
+PROGRAMS = {"python": [sys.executable], "sh": ["sh"]}
 
 
 def commands(page: Path) -> list[str]:
@@ -43,7 +40,12 @@ def test_every_sample_has_a_readme_with_a_command():
 def run(line, folder, code=0, **more):
     """Run a command of a README, in a folder that looks like the top of the repository."""
     program, *arguments = shlex.split(line)
-    return started([*PROGRAMS[program], *arguments], folder, code, **more)
+    if program != "qcompile":
+        return started([*PROGRAMS[program], *arguments], folder, code, **more)
+    link_samples(folder)
+    done = process.run(folder, *arguments, **more)
+    assert done.code == code, done.out + done.err
+    return done.out
 
 
 def run_together(lines, folder):
@@ -51,9 +53,13 @@ def run_together(lines, folder):
     return started([sys.executable, "-m", "tests.samples.together", *lines], folder)
 
 
-def started(command, folder, code=0, **more):
+def link_samples(folder):
     (folder / "samples").unlink(missing_ok=True)
     (folder / "samples").symlink_to(SAMPLES)
+
+
+def started(command, folder, code=0, **more):
+    link_samples(folder)
     own = {"QCOMPILE_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
         command,
