@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.graph.channels import channels_of, is_layer
+from qcompile.graph.channels import channels_of, expanded_prelu, is_layer
 from qcompile.graph.division import input_of
 from qcompile.graph.walk import constant, consumers, is_constant, is_op, only_consumer
 
@@ -45,7 +45,8 @@ def find_shift(value: ir.Value) -> Shift:
     """
     relu = value.producer()
     if not is_op(relu, "Relu") or relu.inputs[0] is None:
-        maker = relu.op_type if relu is not None else "no node"
+        written = relu is not None and expanded_prelu(relu) is not None
+        maker = "PRelu" if written else relu.op_type if relu is not None else "no node"
         raise KeepsMean(f"{maker} makes it: a Relu alone passes a shift on")
     first = relu.inputs[0].producer()
     if first is None or not _has_vector_bias(first) or only_consumer(relu.inputs[0]) is not relu:

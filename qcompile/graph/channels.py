@@ -89,7 +89,7 @@ class ChannelDivider(Divider):
             return self._convolution(node, scale)
         if node.op_type in _BY_CHANNEL:
             return [self.constant(node, index, _flat(node, scale)) for index in (1, 2)]
-        if (x := _expanded_prelu(node)) is not None:
+        if (x := expanded_prelu(node)) is not None:
             return self.divide(x, scale)
         if (before := _handed_on(node, scale)) is not None:
             return self.operand(node, *before)
@@ -177,7 +177,7 @@ def _handed_on(node: ir.Node, scale: Scale) -> tuple[int, Scale] | None:
     return None
 
 
-def _expanded_prelu(node: ir.Node) -> ir.Value | None:
+def expanded_prelu(node: ir.Node) -> ir.Value | None:
     """Return x where a node is the last of ``Max(x, x * slope)`` or ``x + Min(x, 0) * slope``."""
     if not is_op(node, "Max", "Add") or len(node.inputs) != 2:
         return None

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qcompile.graph.bias_shift import KeepsMean, Shift, find_shift
+from qcompile.graph.channels import expanded_prelu
 from qcompile.graph.edit import add_constant
 from qcompile.graph.walk import is_op
 from qcompile.numerics.moments import Moments, absorbed_bias
@@ -66,7 +67,11 @@ def absorbed(
 
 def _activated(model: ir.Model, nodes: Collection[str]) -> list[ir.Value]:
     read = [n.inputs[0] for n in model.graph if n.name in nodes and n.inputs]
-    return [v for v in dict.fromkeys(read) if v is not None and is_op(v.producer(), *RECTIFIERS)]
+    return [v for v in dict.fromkeys(read) if v is not None and _is_activated(v.producer())]
+
+
+def _is_activated(node: ir.Node | None) -> bool:
+    return node is not None and (is_op(node, *RECTIFIERS) or expanded_prelu(node) is not None)
 
 
 def _moments(

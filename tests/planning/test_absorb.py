@@ -4,6 +4,7 @@ import numpy as np
 
 from qcompile.graph.runner import run_passes
 from qcompile.passes.absorb_bias import AbsorbBias
+from qcompile.passes.expand_prelu import ExpandPrelu
 from qcompile.planning.absorb import absorbed
 from qcompile.progress import Silent
 from qcompile.remedies import Remedies
@@ -14,7 +15,7 @@ from tests.planning.tools import HOLDS, all_values, feeds_of, graph_of, normal
 BODY = "[a] p = Conv <pads=[1, 1, 1, 1]> (x, w, b)\n[r] v = Relu(p)\n[c] y = Conv(v, u, d)"
 
 
-def net(body: str = BODY):
+def net(body: str = BODY, **more):
     return graph_of(
         "float[2, 3, 8, 8] x",
         body,
@@ -22,6 +23,7 @@ def net(body: str = BODY):
         b=np.array([9, 0.5, -9, 30, 0, 4], np.float32),
         u=normal(1, 4, 6, 1, 1),
         d=normal(2, 4),
+        **more,
     )
 
 
@@ -50,3 +52,11 @@ def test_nothing_is_moved_where_nothing_is_high_or_a_reader_pads():
     assert found == {}
     assert refused == {"a Conv that reads it pads it with zeros": 1}
     assert absorbed(net(), {"a"}, samples, 1, Silent()) == ({}, {})
+
+
+def test_a_prelu_that_is_written_out_is_left_and_counted():
+    model = net(BODY.replace("[r] v = Relu(p)", "[r] v = PRelu(p, s)"), s=normal(3, 6, 1, 1))
+    run_passes(model, [ExpandPrelu()], holds=HOLDS)
+    assert "PRelu" not in {node.op_type for node in model.graph}
+    found, refused = absorbed(model, {"a", "c"}, InMemory(feeds_of(model)), 1, Silent())
+    assert (found, refused) == ({}, {"PRelu makes it: a Relu alone passes a shift on": 1})
