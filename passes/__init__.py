@@ -132,14 +132,13 @@ QUANTIZING: tuple[GraphPass, ...] = (
 """The passes that write a plan into the graph; they take the plan as an argument."""
 
 
-def dynamic(plan: Plan, *, by_row: bool) -> list[GraphPass]:
+def dynamic(plan: Plan) -> list[GraphPass]:
     """Return the passes that write a plan whose activations are rounded while running.
 
     Args:
         plan: Of scheme int8-dynamic.
-        by_row: Each row of an activation has a scale of its own (LLM.int8()).
     """
-    return [*([DivideRows(plan=plan)] if by_row else []), DynamicMatmul(plan=plan)]
+    return [*([DivideRows(plan=plan)] if plan.remedies.by_row else []), DynamicMatmul(plan=plan)]
 
 
 WEIGHT_ONLY: tuple[GraphPass, ...] = (

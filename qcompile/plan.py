@@ -186,11 +186,13 @@ class Plan(Frozen):
 _SECTIONS = ("tensors", "weights", "nodes")
 
 
-def _nested(name: str, sections: dict[str, dict[str, object]]) -> list[str]:
-    """Return a section of sections, with one line for each entry."""
+def _nested(name: str, sections: dict[str, object]) -> list[str]:
+    """Return a section of sections and of single values, with one line for each entry."""
     parts = []
     for section, entries in sections.items():
-        if entries:
+        if entries and not isinstance(entries, dict):
+            parts.append(f"    {json.dumps(section)}: {json.dumps(entries)}")
+        elif isinstance(entries, dict) and entries:
             each = [f"      {json.dumps(k)}: {json.dumps(v)}" for k, v in entries.items()]
             joined = ",\n".join(each)
             parts.append(f"    {json.dumps(section)}: {{\n{joined}\n    }}")

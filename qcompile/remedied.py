@@ -206,6 +206,8 @@ class Remedying:
             if more == made.remedies:
                 self.log.notice(f"--algorithm {name} changes nothing: {NOTHING[name]}")
                 continue
+            if name == "llm-int8" and not more.outliers:
+                self.log.notice(f"--algorithm {name} changes scales alone: {NOTHING[name]}")
             made = applied(self.loaded, more)
         return made
 
@@ -264,13 +266,14 @@ class Remedying:
     def _noise_at_run_time(self, made: Remedied, samples: Samples) -> float | None:
         """Return the same where activations are rounded while running: a model is written."""
         plan, _ = self._planner(made.model, Statistics({}, 0), samples).make(self._wishes(made))
+        plan = plan.model_copy(update={"remedies": made.remedies})
         work = sum(multiply_adds(node) for node in made.model.graph)
         if not any(map(plan.is_quantized, plan.nodes)) or work * EVERYTHING > MOST_WORK:
             return None
 
         def written(plan: Plan) -> ir.Model:
-            model, by_row = made.model.clone(), bool(made.remedies.outliers)
-            run_passes(model, dynamic(plan, by_row=by_row), holds=self.loaded.holds)
+            model = made.model.clone()
+            run_passes(model, dynamic(plan), holds=self.loaded.holds)
             return model
 
         board = RunTimeBoard(made.model, plan, written, samples, self.recipe.jobs or 1)
@@ -332,7 +335,8 @@ class Remedying:
             share=options.outlier_share,
             run_time=options.run_time_outliers,
         )
-        return remedies.model_copy(update={"outliers": outliers})
+        by_row = scheme not in CALIBRATED and (bool(outliers) or options.asks(name))
+        return remedies.model_copy(update={"outliers": outliers, "by_row": by_row})
 
     @property
     def _activations(self) -> Activations:

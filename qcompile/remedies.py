@@ -106,6 +106,7 @@ class Remedies(Frozen):
         outliers: By node.
         corrected: By node.
         learned: For codes of weights that are learned; None where none are.
+        by_row: Activations that are rounded at run time have a scale for each row (LLM.int8()).
     """
 
     rescaled: dict[str, Rescaled] = Field(default_factory=dict)
@@ -113,8 +114,9 @@ class Remedies(Frozen):
     outliers: dict[str, Outliers] = Field(default_factory=dict)
     corrected: dict[str, Correction] = Field(default_factory=dict)
     learned: Learned | None = None
+    by_row: bool = False
 
     def __bool__(self) -> bool:
         """Say whether there are any."""
         changes = self.rescaled or self.shifted or self.outliers or self.corrected
-        return bool(changes) or self.learned is not None
+        return bool(changes) or self.learned is not None or self.by_row

@@ -280,8 +280,7 @@ class W8A8:
     def _shared(self, plan: Plan, codes: dict[str, Codes]) -> list[GraphPass]:
         """Return the passes that write a plan."""
         if self.recipe.scheme not in CALIBRATED:
-            by_row = self.recipe.accuracy.asks("llm-int8") or bool(plan.remedies.outliers)
-            return dynamic(plan, by_row=by_row)
+            return dynamic(plan)
         hand_on = self.target.placement is not Placement.INPUTS
         correct = [CorrectBias(remedies=plan.remedies)] if plan.remedies.corrected else []
         return [*correct, InsertQdq(plan=plan, codes=codes, hand_on=hand_on)]

@@ -10,6 +10,7 @@ import qcompile
 from qcompile.errors import RecipeError
 from qcompile.plan import read_plan
 from qcompile.recipe import Gates, Recipe
+from qcompile.remedies import Remedies
 from qcompile.report.console_remedies import remedy_lines
 from qcompile.report.schema import Report
 from tests.planning.tools import graph_of
@@ -115,6 +116,16 @@ def test_columns_are_split_for_dynamic_builds_too(net, tmp_path):
     plain = built(net, tmp_path / "plain", "rtn", scheme="int8-dynamic")
     found = built(net, tmp_path / "split", "llm-int8", scheme="int8-dynamic")
     assert sqnr(found) > sqnr(plain) + 10
+
+
+def test_rows_keep_their_scales_where_a_plan_is_followed_that_found_no_loud_column(net, tmp_path):
+    asked = {"algorithms": ["llm-int8"], "threshold": 1e4}
+    built(net, tmp_path / "first", scheme="int8-dynamic", accuracy=asked)
+    assert read_plan(tmp_path / "first" / "plan.json").remedies == Remedies(by_row=True)
+    plan = tmp_path / "first" / "plan.json"
+    built(net, tmp_path / "again", scheme="int8-dynamic", plan=plan)
+    for name in ("model.onnx", "plan.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_auto_tries_remedies_where_activations_are_rounded_while_running(net, tmp_path):
