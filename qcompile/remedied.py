@@ -112,11 +112,6 @@ class Remedied:
     left: Counter[str] = field(default_factory=Counter)
     multiplied: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def loud(self) -> bool:
-        """Whether ``auto`` found that the graph as it is loses much with all on codes."""
-        return bool(self.trials)
-
 
 def untouched(loaded: Loaded, recipe: Recipe) -> Remedied:
     """Return a graph that takes no remedy: it has no 8-bit activations, or given grids.

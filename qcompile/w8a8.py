@@ -244,9 +244,13 @@ class W8A8:
         return learn
 
     def _corrected(self, plan: Plan, codes: dict[str, Codes]) -> Plan:
-        """Return the plan with corrections of biases, where they are asked for or are needed."""
+        """Return the plan with corrections of biases, where they are asked for.
+
+        ``auto`` does not ask: GPTQ's codes keep mean outputs already, and with them corrections
+        gained nothing on any model that was measured (docs/bias-correction.md).
+        """
         samples, accuracy = self.data.calibration, self.recipe.accuracy
-        wanted = accuracy.asks("bias-correction") or self.remedied.loud
+        wanted = accuracy.asks("bias-correction")
         possible = self.recipe.scheme in CALIBRATED and not self._given
         if self.edited is not None or samples is None or not wanted or not possible:
             return plan
