@@ -72,7 +72,7 @@ def _with_outliers(work: Path) -> Path:
 
 
 CASES: dict[str, Case] = {
-    **{name: _as_it_is(name) for name in suite.GOALS if name != "silero_vad_16k"},
+    **{name: _as_it_is(name) for name in suite.GOALS},
     weights.MODELS[0]: _as_it_is(weights.MODELS[0]),
     "kwt1_kws with outliers": Case("kwt1_kws", _with_outliers),
     "mobilenetv1_025_vww per tensor": Case(
