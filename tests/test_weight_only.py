@@ -294,8 +294,8 @@ def test_a_folder_with_solved_weights_outlives_a_failure(working: Working, tmp_p
 # a real language model
 
 
-LEFT = tuple(f"node_linear_{ten}?" for ten in (1, 2, 3))
-"""Four of six blocks, in float: the others have weights of every shape, and there is the head."""
+LEFT = tuple(f"node_linear_{n}" for n in ("1?", "2?", "3?", 7, 8, 9))
+"""Five of six blocks, in float: the first has weights of every shape, and there is the head."""
 
 
 @needs_assets
@@ -308,7 +308,7 @@ def test_each_algorithm_gains_on_a_real_model_and_the_best_is_stored(tmp_path: P
     recipe = lab.recipe(samples=24, exclude=LEFT, algorithm="auto", accuracy_level=0)
     textlm = lab.build(tmp_path, recipe)
     rows = textlm.made.solved
-    assert len(rows) == 43 - 30
+    assert len(rows) == 43 - 33
     assert {row.bits for row in rows} == {4}
     assert {row.group_size for row in rows} == {128}
     errors = {n: np.array([row.errors[n] for row in rows]) for n in ALGORITHMS}
