@@ -109,6 +109,12 @@ class WeightOnly:
             self._check_needs_no_data()
         elif any(layer.options.algorithm == "adaround" for layer in job.selection.layers):
             torch_library()  # before any work
+        if not job.selection.layers:
+            self.log.notice(
+                "no weight is in few bits, the engine is the float model: see 'in float' for the "
+                "reasons"
+            )
+            return
         self.log.announce(estimate(job, samples))
         if samples is None:
             self.log.notice("without samples all weights are rounded to the nearest codes")

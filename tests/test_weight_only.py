@@ -30,6 +30,7 @@ from qcompile.working import working_folder
 from tests.assets import asset, needs_assets
 from tests.languages import decoder, prose, tokenizer_json
 from tests.planning.solving import needs_torch, outputs_differ
+from tests.tiny import build, convs
 
 ALGORITHMS = ("rtn", "gptq", "awq", "awq+gptq")
 
@@ -259,6 +260,12 @@ def working(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workin
         return working_folder(loaded, split, lab.recipe(**weights), None, Silent())
 
     return opened
+
+
+def test_a_build_that_finds_no_weight_says_so(tmp_path: Path) -> None:
+    _, heard = build(convs(tmp_path), scheme="weight-only")
+    assert [n for n in heard.notices if n.startswith("no weight is in few bits")]
+    assert not [n for n in heard.notices if n.startswith("estimate")]
 
 
 def test_one_build_works_in_a_folder_at_a_time(working: Working, tmp_path: Path) -> None:
