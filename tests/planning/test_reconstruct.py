@@ -279,13 +279,18 @@ def cifar(count: int) -> list[Feeds]:
     return [{"input": picture[None]} for picture in scaled]
 
 
+def resnet20(target: str, scheme: str) -> ir.Model:
+    """Return ResNet-20 as a target's passes leave it."""
+    path = asset("models", "resnet20_cifar10.onnx")
+    return load(path, target, scheme, threads=1, dump_dir=None, progress=Silent()).model
+
+
 @needs_assets
 @pytest.mark.assets
 @pytest.mark.slow
 def test_convolutions_of_a_real_network_in_few_bits(tmp_path: Path) -> None:
     """All 18 that are large enough, in 4 bits with one scale a channel; half of what is gained."""
-    path = asset("models", "resnet20_cifar10.onnx")
-    model = load(path, "onnx", "weight-only", threads=1, dump_dir=None, progress=Silent()).model
+    model = resnet20("onnx", "weight-only")
     feeds, noises = cifar(80), {}
     for algorithm in ("rtn", "adaround"):
         about = model, tmp_path / algorithm, ONNX_STD
@@ -293,7 +298,6 @@ def test_convolutions_of_a_real_network_in_few_bits(tmp_path: Path) -> None:
         solve_weights(job, InMemory(feeds[:48]))
         assert [plan.algorithm for plan in job.plans().values()] == [algorithm] * 18
         noises[algorithm] = noise(model, with_values(job), feeds[48:])
-    print(noises)
     errors = [plan.errors for plan in job.plans().values()]
     assert all(e["adaround"] < 0.9 * e["rtn"] for e in errors), errors
     assert noises["adaround"] < 0.5 * noises["rtn"], noises
@@ -304,8 +308,7 @@ def test_convolutions_of_a_real_network_in_few_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_on_a_real_network_blocks_are_best_and_plain_rounding_is_worst(tmp_path: Path) -> None:
     """The last stage of ResNet-20 in 4 bits; margins are half of what was measured."""
-    path = asset("models", "resnet20_cifar10.onnx")
-    model = load(path, "ort-cpu", "int8", threads=1, dump_dir=None, progress=Silent()).model
+    model = resnet20("ort-cpu", "int8")
     nodes = [
         node
         for node in model.graph
