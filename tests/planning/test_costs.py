@@ -66,7 +66,7 @@ def test_more_work_takes_longer(tmp_path):
         assert found
         return int(found[1]) * (60 if f"about {found[1]} min" in found[0] else 1)
 
-    assert seconds("awq", 8192) < seconds("adaround", 8192)
+    assert seconds("rtn", 8192) < seconds("adaround", 8192)
     assert seconds("rtn", 16384) < seconds("awq", 16384)
     assert seconds("gptq", 64) < seconds("gptq", 8192)
 
