@@ -24,7 +24,7 @@ from qcompile.planning.sensitivity import (
 )
 from qcompile.planning.switchboard import Switchboard, judged_values
 from qcompile.progress import Progress
-from qcompile.samples import Array, Samples, Subset
+from qcompile.samples import Array, Samples, first
 
 WORK = 1e12
 """Multiply-adds that ordering the layers may cost."""
@@ -83,7 +83,7 @@ class Ordering:
         scored = self.metric is not None and count >= min(SCORED, len(self.samples))
         if not judged_values(model.graph) and not scored:
             return {}
-        chosen = Subset(self.samples, range(count if scored else min(count, SAMPLES)))
+        chosen = first(self.samples, count if scored else min(count, SAMPLES))
         board, run = self._board(chosen, scored=scored)
         effects = Effects(board, run, self._score(chosen) if scored else None)
         exact = effects.unrounded

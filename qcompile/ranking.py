@@ -45,7 +45,7 @@ from qcompile.remedied import untouched
 from qcompile.report.sensitivity import EffectRow, SensitivityReport
 from qcompile.runtime.host import host_cpu
 from qcompile.runtime.profiled import kernel_times
-from qcompile.samples import Array, Feeds, Samples, Subset, samples_digest
+from qcompile.samples import Array, Feeds, Samples, first, samples_digest
 from qcompile.targets import target_named
 from qcompile.targets.target import Target, Types
 from qcompile.w8a8 import W8A8
@@ -111,7 +111,7 @@ def sensitivity(
     assert measured is not None  # noqa: S101 - split_data has refused that
     metric = metric or perplexity_metric(loaded.inputs, loaded.outputs, measured[0])
     ranking = _Ranking(loaded, made, recipe, target, types, metric, heard)
-    chosen = Subset(measured, range(ranking.count(measured, samples)))
+    chosen = first(measured, ranking.count(measured, samples))
     source = str(calib if evaluation is None or data.evaluation is None else evaluation)
     return ranking.run(chosen, source)
 

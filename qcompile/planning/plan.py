@@ -127,11 +127,10 @@ class Planner:
             samples: For measured choices.
         """
         grids, solved = self._solved(selection, samples)
-        probed = first(samples, PROBED)
         if self.recipe.keep_accuracy:
-            plan = self._protected(selection, wishes, solved, probed)
+            plan = self._protected(selection, wishes, solved, samples)
         else:
-            plan = self.plan(selection, self.choose(selection, probed))
+            plan = self.plan(selection, self.choose(selection, samples))
         return marked(plan, grids, solved, "gptq")
 
     def _solved(
@@ -168,7 +167,7 @@ class Planner:
         count = _affordable(work, EVERYTHING)
         if not count:
             return None
-        choices = self.choose(selection, first(self.samples, PROBED))
+        choices = self.choose(selection, self.samples)
         plan, judged = self.plan(selection, choices), first(self.samples, count)
         jobs = self.recipe.jobs or 1
         board = Switchboard(self.model, selection, plan, self.types, {}, judged, jobs)
@@ -195,12 +194,17 @@ class Planner:
         return assemble(self.model, selection, *about, choices, self.types)
 
     def choose(self, selection: Selection, samples: Samples) -> dict[str, Choice]:
-        """Choose each range by the error at the tensor's readers, or by the recipe's method."""
+        """Choose each range by the error at the tensor's readers, or by the recipe's method.
+
+        Args:
+            selection: Its activations get ranges.
+            samples: The errors are those on the first ``PROBED``.
+        """
         jobs = self.recipe.jobs or 1
 
         def probe() -> Probe:
             read = readers(self.model, selection)
-            return Probe(self.model, read, self.types, samples, jobs)
+            return Probe(self.model, read, self.types, first(samples, PROBED), jobs)
 
         names = activations_of(selection)
         options = self.recipe.calibration
@@ -216,9 +220,7 @@ class Planner:
         found = {name: Choice(*bounds, KEPT, {}) for name, bounds in known.items()}
         lacking = [name for name in own if name not in known]
         if lacking and self.samples is not None:
-            found |= self.choose(
-                replace(selection, activations=lacking), first(self.samples, PROBED)
-            )
+            found |= self.choose(replace(selection, activations=lacking), self.samples)
         return found
 
     def alternatives(self, selection: Selection) -> dict[str, dict[str, Choice]]:

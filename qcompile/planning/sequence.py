@@ -24,7 +24,7 @@ from qcompile.plan import WeightPlan
 from qcompile.planning.forms import node_name
 from qcompile.planning.layer_inputs import input_rows
 from qcompile.planning.levels import Level, choose_level
-from qcompile.planning.solve import LEARNED, LayerInputs, Outcome, round_layer, solve_layers
+from qcompile.planning.solve import BY_DEFAULT, LayerInputs, Outcome, round_layer, solve_layers
 from qcompile.planning.weights import Layer, WeightSelection, layer_nodes
 from qcompile.progress import Progress
 from qcompile.remedies import Learned
@@ -60,7 +60,7 @@ class Job:
     folder: Path
     jobs: int
     progress: Progress
-    learned: Learned = LEARNED
+    learned: Learned = BY_DEFAULT
 
     @cached_property
     def store(self) -> SolvedStore:

@@ -37,7 +37,7 @@ NARROW = 64
 than a scale that is clipped when the group's turn comes."""
 
 
-LEARNED = Learned(steps=Accuracy().steps, seed=Accuracy().seed)
+BY_DEFAULT = Learned(steps=Accuracy().steps, seed=Accuracy().seed)
 """How AdaRound learns where nobody says."""
 
 
@@ -115,7 +115,7 @@ def solve_layers(
     scale_type: str,
     *,
     signed: bool = True,
-    learned: Learned = LEARNED,
+    learned: Learned = BY_DEFAULT,
 ) -> tuple[list[Outcome], float]:
     """Solve the weights that read one input.
 

@@ -13,14 +13,14 @@ from qcompile.errors import RecipeError
 from qcompile.numerics.grids import CODE_RANGE, affine_grid, rounded_scales, symmetric_grid
 from qcompile.numerics.ranges import range_of
 from qcompile.planning.activation_grids import activation_grid
-from qcompile.planning.plan import PROBED, Planner, activations_of, wishes_of
+from qcompile.planning.plan import Planner, activations_of, wishes_of
 from qcompile.planning.select import Selection
 from qcompile.planning.wishes import Wishes, with_ends
 from qcompile.progress import Progress
 from qcompile.qat.exported import Inputs, Lowered
 from qcompile.qat.options import Rounding
 from qcompile.recipe import Recipe
-from qcompile.samples import InMemory, first
+from qcompile.samples import InMemory
 from qcompile.statistics import Statistics
 from qcompile.targets import target_named
 from qcompile.targets.target import Role, Target, Types
@@ -123,7 +123,7 @@ def calibrated_grids(
     few = narrow(goal, model, selection)
     planner = planner_of(goal, model, statistics, progress)
     found: dict[str, Grid] = {}
-    for name, choice in planner.choose(selection, first(samples, PROBED)).items():
+    for name, choice in planner.choose(selection, samples).items():
         if name in few:
             found[name] = _narrow_grid(name, statistics, goal.types)
         else:
