@@ -102,6 +102,9 @@ class WeightPlan(Frozen):
         level_error: Relative L2 error that the level adds at the readers' outputs, if measured.
         input_scaled: The codes are of the weight times a scale a column (AWQ).
         permuted: The codes stand in another order of columns (act-order without static groups).
+        compensate: The weight may make up for the errors of earlier layers.
+        inherited: What these errors are at the readers' outputs, relative L2 on held-back samples.
+        left: What the weight leaves of it before it is rounded; ``errors`` are those of rounding.
         form: nbits (``com.microsoft::MatMulNBits``) or dequantize (``DequantizeLinear``).
     """
 
@@ -115,6 +118,9 @@ class WeightPlan(Frozen):
     level_error: Annotated[float, Field(ge=0)] | None = None
     input_scaled: bool = False
     permuted: bool = False
+    compensate: bool = False
+    inherited: Annotated[float, Field(ge=0)] | None = None
+    left: Annotated[float, Field(ge=0)] | None = None
     form: WeightForm = "nbits"
 
     @field_validator("group_size")

@@ -117,6 +117,8 @@ class Weights(Frozen):
         operators: What is quantized: MatMul, Gemm; Conv too, where the target has a form for it.
         accuracy_level: Of the kernel: 4 computes with int8 activations, 0 with float; None takes
             4 where its error was measured to be small.
+        compensate: Round weights that make up for the errors of earlier layers, where they do on
+            held-back samples. None: as auto and awq+gptq do, and no other.
     """
 
     bits: Literal[2, 3, 4, 8] = 4
@@ -129,6 +131,14 @@ class Weights(Frozen):
     search: bool = True
     operators: tuple[str, ...] = ("MatMul", "Gemm")
     accuracy_level: Literal[0, 4] | None = None
+    compensate: bool | None = None
+
+    @property
+    def compensates(self) -> bool:
+        """Whether weights make up for the errors of earlier layers."""
+        if self.compensate is None:
+            return self.algorithm in ("auto", "awq+gptq")
+        return self.compensate
 
     @field_validator("algorithm", mode="before")
     @classmethod

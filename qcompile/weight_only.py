@@ -133,6 +133,11 @@ class WeightOnly:
                 f"{what} {algorithm} needs calibration data: give --calib (text, or a folder "
                 "of .npz), or take algorithm rtn, which needs none"
             )
+        if self.recipe.weights.compensate or any(weight.compensate for weight in planned):
+            raise DataError(
+                "what earlier layers cost is measured on calibration data: give --calib, or take "
+                "compensate = false"
+            )
 
     def _rewrite(
         self, plan: Plan, store: SolvedStore, dump_passes: Path | None
@@ -167,6 +172,8 @@ def rows(plan: Plan, selection: WeightSelection) -> tuple[WeightRow, ...]:
                     "errors",
                     "accuracy_level",
                     "level_error",
+                    "inherited",
+                    "left",
                 }
             ),
         )

@@ -326,6 +326,11 @@ def test_each_algorithm_gains_on_a_real_model_and_the_best_is_stored(tmp_path: P
     for row in rows:
         assert row.errors[row.algorithm] <= row.errors["rtn"]
     assert (errors["gptq"] <= errors["rtn"]).all()
+    heirs = [row for row in rows if row.inherited]
+    assert len(heirs) == len(rows) - 3  # all but queries, keys and values of the first block
+    left = [row.left / row.inherited for row in heirs]
+    assert max(left) <= 1
+    assert np.mean(left) < 0.97, left
 
     assert textlm.data.evaluation is not None
     feeds = textlm.data.evaluation[0]

@@ -90,7 +90,7 @@ def prepare(
     while damping <= _MOST_DAMPING:
         upper = device.load(hessian[np.ix_(order, order)])
         upper.ravel()[:: len(power) + 1] += damping * mean
-        if _invert(upper, device):
+        if invert(upper, device):
             importance = np.empty(len(power))
             importance[order] = device.host(upper.diagonal()) ** -2.0
             if importance.min() > _LEAST_PIVOT * mean:
@@ -288,15 +288,19 @@ def pieces(start: int, end: int, unit: int) -> list[int]:
     return [*range(start, end, unit), end]
 
 
-def _invert(matrix: Matrix, device: Device) -> bool:
+def invert(matrix: Matrix, device: Device) -> bool:
     """Replace a symmetric matrix by the upper triangular U with ``U^T U = matrix^-1``.
 
     By halves: with ``matrix = R R^T``, R upper triangular (Cholesky of the reversed matrix), and
     ``U = R^-1``, the lower right quarter gives ``U_22``, then ``R_12 = A_12 U_22^T``, then the rest
     ``A_11 - R_12 R_12^T`` gives ``U_11``, and ``U_12 = -U_11 R_12 U_22``.
 
+    Args:
+        matrix: ``(K, K)`` on the device.
+        device: Where it lies.
+
     Returns:
-        Whether the matrix is positive definite.
+        Whether the matrix is positive definite; it is spoiled if not.
     """
     if len(matrix) <= BLOCK:
         found = device.invert_small(matrix)
@@ -307,11 +311,11 @@ def _invert(matrix: Matrix, device: Device) -> bool:
     left, right = matrix[:half, :half], matrix[half:, half:]
     corner = matrix[:half, half:]
     matrix[half:, :half] = 0
-    if not _invert(right, device):
+    if not invert(right, device):
         return False
     _multiply(corner, right.T, upper=False)
     left -= corner @ corner.T
-    if not _invert(left, device):
+    if not invert(left, device):
         return False
     _multiply(corner, right, upper=True)
     _multiply(corner.T, left.T, upper=False)

@@ -59,12 +59,13 @@ def estimate(job: Job, samples: Samples | None) -> str:
     if samples is not None:
         tokens = _positions(samples) * len(samples)
         single, double = _rate(np.float32), _rate(np.float64)
-        seconds += 2 * weights * tokens / single + _solving(
+        streams = 2 if any(layer.options.compensates for layer in layers) else 1
+        seconds += (1 + streams) * weights * tokens / single + _solving(
             layers, tokens, len(samples), single, double
         )
         seconds += job.learned.steps * sum(_step(layer, single) for layer in layers)
         memory = max(memory, _BASE_BYTES + _largest_group(layers))
-        disk += _activations(job, tokens)
+        disk += streams * _activations(job, tokens)
     room = shutil.disk_usage(job.folder).free
     if disk > room:
         raise OutputError(
@@ -98,6 +99,9 @@ def _solving(
     seconds = 0.0
     for layer in layers:
         asked, rows, columns = layer.options.algorithm, layer.rows, layer.columns
+        if layer.options.compensates:
+            moved = (2 * columns**3 + 3 * rows * columns**2) / double
+            seconds += columns**2 * seen / single + moved
         if asked == "rtn":
             continue
         seconds += columns**2 * seen / single
@@ -127,13 +131,17 @@ def _step(layer: Layer, single: float) -> float:
 
 
 def _largest_group(layers: Sequence[Layer]) -> int:
-    """Return the bytes of the layer that needs most: its Hessian, the inverse, its weights."""
+    """Return the bytes of the layer that needs most: its Hessian, the inverse, its weights.
+
+    Two more of the Hessian's size where it compensates: what inputs lost, and halves for moments.
+    """
     most = 0
     for layer in layers:
         weights = layer.rows * layer.columns
         learns = layer.options.algorithm == "adaround"
         learning = _LEARNING * min(BLOCK, weights) if learns else 0
-        most = max(most, 16 * layer.columns**2 + 40 * weights + learning)
+        squares = 32 if layer.options.compensates else 16
+        most = max(most, squares * layer.columns**2 + 40 * weights + learning)
     return most
 
 

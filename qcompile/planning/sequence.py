@@ -19,12 +19,12 @@ import onnx_ir as ir
 from qcompile.graph.edit import lazy_tensor
 from qcompile.graph.stages import Stage, cut, reader_groups
 from qcompile.graph.walk import release
-from qcompile.numerics.groups import SolvedWeight
+from qcompile.numerics.groups import Floats, SolvedWeight
 from qcompile.plan import WeightPlan
 from qcompile.planning.forms import node_name
-from qcompile.planning.layer_inputs import input_rows
+from qcompile.planning.layer_inputs import LayerInputs, input_rows
 from qcompile.planning.levels import Level, choose_level
-from qcompile.planning.solve import BY_DEFAULT, LayerInputs, Outcome, round_layer, solve_layers
+from qcompile.planning.solve import BY_DEFAULT, Outcome, round_layer, solve_layers
 from qcompile.planning.weights import Layer, WeightSelection, layer_nodes
 from qcompile.progress import Progress
 from qcompile.remedies import Learned
@@ -119,11 +119,15 @@ def solve_weights(job: Job, samples: Samples) -> None:
     layers = {node_name(layer.node): layer for layer in job.selection.layers}
     stages = cut(job.model, reader_groups(list(layer_nodes(job.model, job.selection))))
     activations = ActivationStore(job.folder / "activations")
+    compensated = any(layer.options.compensates for layer in job.selection.layers)
+    exact = ActivationStore(job.folder / "exact") if compensated else None
     replacements = {layer.name: _lazy(layer, job.store) for layer in job.selection.layers}
     read = [_layers_of(stage, layers) for stage in stages[:-1]]
     job.begin()
     for index in range(_first_open(read, job.store), len(read)):
-        units = [(unit, LayerInputs(unit[0].columns, len(samples))) for unit in _units(read[index])]
+        units = [(unit, _inputs_of(unit, len(samples))) for unit in _units(read[index])]
+        if exact:
+            run_stage(job.model, stages[index], samples, exact, threads=job.jobs)
         run_stage(
             job.model,
             stages[index],
@@ -131,11 +135,18 @@ def solve_weights(job: Job, samples: Samples) -> None:
             activations,
             threads=job.jobs,
             replacements=replacements,
-            visit=_visit(units),
+            visit=_visit(units, _read(stages[index]), exact),
         )
         for unit, inputs in units:
             _solve_unit(job, unit, inputs)
-    shutil.rmtree(job.folder / "activations")
+    shutil.rmtree(activations.folder)
+    if exact:
+        shutil.rmtree(exact.folder)
+
+
+def _read(stage: Stage) -> str:
+    """Return the name of the activation that a stage ends with."""
+    return str(stage.group.x.name) if stage.group else ""
 
 
 def _layers_of(stage: Stage, layers: Mapping[str, Layer]) -> list[Layer]:
@@ -160,13 +171,34 @@ def _units(layers: Sequence[Layer]) -> list[list[Layer]]:
     return list(units.values())
 
 
-def _visit(units: Sequence[tuple[list[Layer], LayerInputs]]) -> Visit:
+def _inputs_of(unit: Sequence[Layer], samples: int) -> LayerInputs:
+    first = unit[0]
+    return LayerInputs(first.columns, samples, compensated=first.options.compensates)
+
+
+def _visit(
+    units: Sequence[tuple[list[Layer], LayerInputs]], name: str, exact: ActivationStore | None
+) -> Visit:
+    """Return what adds an activation to the inputs of the layers that read it.
+
+    Args:
+        units: The layers.
+        name: Of the activation.
+        exact: Holds it as the float model has it, unless it is an input of the model.
+    """
+
     def visit(index: int, x: Array) -> None:
+        beside = exact.get(name, index) if exact and name in exact.names else x
         for (first, *_), inputs in units:
-            rows = input_rows(first.node, x.astype(np.float32, copy=False), POSITIONS)
-            inputs.add(index, rows[0])
+            rows = _rows(first, x)
+            inputs.add(index, rows, _rows(first, beside) if inputs.lost else None)
 
     return visit
+
+
+def _rows(layer: Layer, x: Array) -> Floats:
+    rows: Floats = input_rows(layer.node, x.astype(np.float32, copy=False), POSITIONS)[0]
+    return rows
 
 
 def _lazy(layer: Layer, store: SolvedStore) -> ir.TensorProtocol:
@@ -202,6 +234,7 @@ def _record(
     job: Job, layer: Layer, solved: SolvedWeight, outcome: Outcome | None, level: Level
 ) -> dict[str, Any]:
     form = solved.format
+    inherited = outcome.inherited if outcome else None
     record = {
         "bits": layer.options.bits,
         "group_size": form.group_size,
@@ -213,6 +246,9 @@ def _record(
         "level_error": level.error,
         "input_scaled": solved.input_scale is not None,
         "permuted": solved.order is not None,
+        "compensate": layer.options.compensates,
+        "inherited": inherited.error if inherited else None,
+        "left": inherited.left if inherited else None,
         "form": job.target.few_bits().form,
     }
     return WeightPlan.model_validate(record).model_dump(mode="json")

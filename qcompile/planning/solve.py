@@ -2,7 +2,8 @@
 
 The error of a layer is that of its output, ``|x W^T - x W'^T| / |x W^T|``, over inputs that the
 solution did not see. They come from the model with all earlier weights in few bits already, so a
-layer is judged, and solved, on what it will read.
+layer is judged, and solved, on what it will read. Where weights make up for what earlier layers
+lost (``numerics.compensation``), the weights so moved are what is rounded, and W in the above.
 """
 
 from collections.abc import Sequence
@@ -13,24 +14,16 @@ import numpy.typing as npt
 
 from qcompile.numerics.adaround import Schedule, learn_weight
 from qcompile.numerics.awq import Rounding, harmless_scale, input_scale, round_clipped
+from qcompile.numerics.compensation import Compensation
 from qcompile.numerics.descent import settle
 from qcompile.numerics.gptq import InverseHessian, prepare, solve_prepared
 from qcompile.numerics.grouped import solve_grouped
 from qcompile.numerics.groups import Floats, SolvedWeight, WeightFormat, round_nearest
-from qcompile.numerics.hessian import HessianSum, output_error, output_error_on
-from qcompile.numerics.patches import spread
+from qcompile.numerics.hessian import output_error, output_error_on
 from qcompile.plan import Algorithm
+from qcompile.planning.layer_inputs import LayerInputs
 from qcompile.recipe import Accuracy, Weights
 from qcompile.remedies import Learned
-
-SEARCHED = 512
-"""Rows that are kept of the samples that do not judge."""
-
-JUDGES = 6
-"""One sample in so many judges, if there are so many."""
-
-JUDGING = 1024
-"""Rows that judge."""
 
 NARROW = 64
 """Columns of a group that GPTQ solves as a whole: of a wider one the order of columns counts more
@@ -39,45 +32,6 @@ than a scale that is clipped when the group's turn comes."""
 
 BY_DEFAULT = Learned(steps=Accuracy().steps, seed=Accuracy().seed)
 """How AdaRound learns where nobody says."""
-
-
-class LayerInputs:
-    """What is kept of the inputs that layers share: bounded, whatever the number of samples."""
-
-    def __init__(self, columns: int, samples: int) -> None:
-        """Begin.
-
-        Args:
-            columns: K.
-            samples: How many will be added.
-        """
-        self.hessian = HessianSum(columns)
-        self.judging: list[Floats] = []
-        self.searched: list[Floats] = []
-        self._magnitude = np.zeros(columns)
-        self._judges = samples // JUDGES
-        self._fits = samples - self._judges
-
-    def add(self, index: int, rows: Floats) -> None:
-        """Add the rows ``(n, K)`` of one sample; one sample in ``JUDGES`` judges."""
-        if index % JUDGES == JUDGES - 1:
-            if len(self.judging) < JUDGING:
-                self.judging.append(_some(rows, JUDGING // max(1, self._judges)))
-            return
-        self.hessian.add(rows)
-        self._magnitude += np.abs(rows).sum(axis=0, dtype=np.float64)
-        if len(self.searched) < SEARCHED:
-            self.searched.append(_some(rows, SEARCHED // self._fits))
-
-    def magnitude(self) -> npt.NDArray[np.float64]:
-        """Return the mean magnitude of each column, ``(K,)``."""
-        found: npt.NDArray[np.float64] = self._magnitude / max(1, self.hessian.count)
-        return found
-
-    def rows(self) -> tuple[Floats, Floats]:
-        """Return rows that were solved on and rows to judge on; the same if too few judge."""
-        searched = np.concatenate(self.searched)
-        return searched, np.concatenate(self.judging) if self.judging else searched
 
 
 @dataclass(frozen=True)
@@ -96,16 +50,31 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """What the codes of earlier layers cost at a layer's output, on the judging rows.
+
+    Attributes:
+        error: Relative L2 error of the weight as it is.
+        left: That of the weight that is rounded in its place.
+    """
+
+    error: float
+    left: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What was chosen for one weight.
 
     Attributes:
         chosen: The algorithm and its codes.
         errors: Relative L2 error at the output by algorithm; rtn is always there.
+        inherited: Of earlier layers, where that was to be compensated.
     """
 
     chosen: Candidate
     errors: dict[Algorithm, float] = field(default_factory=dict)
+    inherited: Inherited | None = None
 
 
 def solve_layers(
@@ -125,7 +94,7 @@ def solve_layers(
 
     Args:
         weights: One ``(R, K)`` for each layer, any floating type.
-        inputs: What the layers read.
+        inputs: What the layers read; its sums for compensation are taken out.
         options: Format and algorithm.
         scale_type: float32 or float16.
         signed: Scales of symmetric grids may be negative.
@@ -139,6 +108,9 @@ def solve_layers(
         DataError: The inputs are not finite.
     """
     form = _format(options, scale_type, signed=signed)
+    inherited = _compensate(weights, inputs) if inputs.lost is not None else None
+    if inherited:
+        weights = [weight for weight, _ in inherited]
     solver = _Solver(form, options, inputs.hessian.matrix(), inputs.magnitude(), learned)
     judge = _Judge(weights, inputs.rows()[1])
     families = [
@@ -149,10 +121,36 @@ def solve_layers(
     chosen = _best(families[int(np.argmin(totals))])
     tried = [[c for family in families for c in family[i]] for i in range(len(weights))]
     outcomes = [
-        Outcome(candidate, {c.algorithm: judge.relative(i, c) for c in tried[i]})
+        Outcome(
+            candidate,
+            {c.algorithm: judge.relative(i, c) for c in tried[i]},
+            inherited[i][1] if inherited else None,
+        )
         for i, candidate in enumerate(chosen)
     ]
     return outcomes, solver.damping
+
+
+def _compensate(weights: Sequence[Floats], inputs: LayerInputs) -> list[tuple[Floats, Inherited]]:
+    """Return the weights to round: those that make up for earlier layers, where they really do."""
+    rows, exact = inputs.rows()[1], inputs.exact()
+    lost, inputs.lost = inputs.lost, None  # it is as large as the Hessian
+    if lost is None or not lost.matrix.any():
+        return [(weight, Inherited(0.0, 0.0)) for weight in weights]
+    found = []
+    compensation = Compensation(inputs.hessian.matrix(), lost.matrix)
+    both = np.concatenate([rows, exact], axis=1)
+    for weight in weights:
+        moved = compensation.of(weight)
+        power = output_error_on(weight, exact)
+        error, left = (
+            output_error_on(np.concatenate([one, -weight], axis=1), both) for one in (weight, moved)
+        )
+        kept = moved if left < error else weight
+        scale = 1 / power if power else 0.0
+        share = Inherited(*(float(np.sqrt(scale * x)) for x in (error, min(left, error))))
+        found.append((kept, share))
+    return found
 
 
 def round_layer(
@@ -331,8 +329,3 @@ class _Solver:
             return round_clipped(weight, self.hessian, scale, self.form)
         scaled = np.multiply(weight, scale, dtype=np.float64)
         return replace(round_nearest(scaled, self.form), input_scale=scale)
-
-
-def _some(rows: Floats, limit: int) -> Floats:
-    """Return a float32 copy of some rows, at least one, evenly spread."""
-    return np.asarray(rows[spread(len(rows), max(1, limit))], np.float32)

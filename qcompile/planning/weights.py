@@ -202,6 +202,7 @@ def _edited_options(
             "asymmetric": not entry.symmetric,
             "algorithm": entry.algorithm,
             "accuracy_level": entry.accuracy_level,
+            "compensate": entry.compensate,
         }
         found[name] = weights.model_copy(update=asked)
         try:
@@ -300,5 +301,10 @@ def _for_conv(options: Weights) -> Weights:
     if algorithm in ("auto", "awq+gptq"):
         algorithm = "gptq"
     return options.model_copy(
-        update={"group_size": 0, "algorithm": algorithm, "static_groups": True}
+        update={
+            "group_size": 0,
+            "algorithm": algorithm,
+            "static_groups": True,
+            "compensate": options.compensates,
+        }
     )

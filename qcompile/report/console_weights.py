@@ -29,6 +29,7 @@ def weight_lines(weights: Sequence[WeightRow]) -> RenderableType | None:
         f"algorithm: {text.listed(Counter(row.algorithm for row in weights))}",
         *(_level([row for row in weights if row.accuracy_level == level]) for level in levels),
         _gain(judged),
+        _inherited([row for row in weights if row.inherited]),
     )
     if not judged or summary is None:
         return summary
@@ -63,6 +64,19 @@ def _gain(judged: Sequence[WeightRow]) -> str:
     if not rounded or all(row.algorithm == "rtn" for row in judged):
         return said
     return f"{said}, {found / rounded:.2f} of plain rounding's {text.percent(rounded)}"
+
+
+def _inherited(heirs: Sequence[WeightRow]) -> str:
+    """Say what comes from earlier layers, and what weights make up for."""
+    if not heirs:
+        return ""
+    found, left = (
+        sum(error or 0.0 for error in errors) / len(heirs)
+        for errors in ([row.inherited for row in heirs], [row.left for row in heirs])
+    )
+    moved = sum((row.left or 0.0) < (row.inherited or 0.0) for row in heirs)
+    said = f"what comes in from earlier layers: {text.percent(found)} on average"
+    return f"{said}, {text.percent(left)} with what weights make up for ({moved} of {len(heirs)})"
 
 
 def _worst(judged: Sequence[WeightRow]) -> RenderableType:

@@ -109,6 +109,9 @@ class WeightRow(Section):
             rounding to the nearest codes. Empty where there were no samples.
         accuracy_level: Of the kernel: 4 computes with int8 activations. None: the runtime decides.
         level_error: Relative L2 error that this adds, where it was measured.
+        inherited: Relative L2 error at the layer's output that comes from earlier layers' codes, on
+            held-back samples; None where nobody looked.
+        left: What the weight leaves of it before it is rounded; ``errors`` are those of rounding.
     """
 
     name: str
@@ -122,6 +125,8 @@ class WeightRow(Section):
     errors: dict[str, Number] = Field(default_factory=dict)
     accuracy_level: int | None = None
     level_error: Number = None
+    inherited: Number = None
+    left: Number = None
 
 
 class Speed(Section):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from qcompile.numerics.groups import WeightFormat, round_nearest
+from qcompile.planning.layer_inputs import LayerInputs
 from qcompile.planning.levels import LEVEL_ERROR, Level, choose_level
-from qcompile.planning.solve import LayerInputs, solve_layers
+from qcompile.planning.solve import solve_layers
 from qcompile.recipe import Weights
 from qcompile.targets.onnx_std import ONNX_STD
 from qcompile.targets.ort_cpu import ORT_CPU

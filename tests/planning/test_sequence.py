@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.errors import OutputError
+from qcompile.planning.layer_inputs import LayerInputs
 from qcompile.planning.sequence import POSITIONS, round_weights, solve_weights
-from qcompile.planning.solve import LayerInputs, solve_layers
+from qcompile.planning.solve import solve_layers
 from qcompile.progress import Silent
 from qcompile.recipe import Weights
 from qcompile.runtime.ort import Session, kernels
@@ -107,6 +108,42 @@ def test_a_later_layer_is_solved_on_what_earlier_codes_leave(tmp_path, algorithm
     wrong = (found.codes == other.chosen.solved.codes).mean()
     assert right > 0.999
     assert wrong < 0.99
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq+gptq"])
+def test_a_later_layer_makes_up_for_the_codes_of_earlier_ones(tmp_path, algorithm):
+    options = {"bits": 3, "group_size": 32, "algorithm": algorithm}
+    moved, plain = (
+        job_of(chain(), tmp_path / str(asked), **options, compensate=asked)
+        for asked in (True, False)
+    )
+    for job in (moved, plain):
+        solve_weights(job, samples_of(48, K, count=48))
+    up, down = moved.plans().values()
+    assert (up.inherited, up.left) == (0, 0)
+    assert down.left < 0.97 * down.inherited
+    assert {p.inherited for p in plain.plans().values()} == {None}
+    first, same = (job.store.load("up").codes for job in (moved, plain))
+    np.testing.assert_array_equal(first, same)
+    exact, found, other = (
+        values_at(model, "y", samples_of(48, K, count=60))[48:]
+        for model in (moved.model, with_values(moved), with_values(plain))
+    )
+    lost = [
+        sum(np.square(x - y).sum() for x, y in zip(one, exact, strict=True))
+        for one in (found, other)
+    ]
+    assert lost[0] < 0.97 * lost[1]
+
+
+def test_a_plan_gives_the_codes_that_made_it(tmp_path):
+    samples, options = samples_of(24, K), {"bits": 3, "group_size": 32}
+    job = job_of(attention(), tmp_path / "a", algorithm="awq+gptq", **options)
+    solve_weights(job, samples)
+    assert all(plan.compensate for plan in job.plans().values())
+    again = job_of(attention(), tmp_path / "b", algorithm="rtn", edited=plan_of(job))
+    solve_weights(again, samples)
+    assert contents(tmp_path / "b") == contents(tmp_path / "a")
 
 
 @pytest.mark.parametrize("target", [ORT_CPU, ONNX_STD], ids=lambda t: t.name)
@@ -293,7 +330,7 @@ def test_a_stopped_job_goes_on_with_the_same_bytes(tmp_path, algorithm, after):
     assert plan_of(again).text() == plan_of(whole).text()
     if after >= 3:  # the group of three was finished: its files were left alone
         assert sum(p.stat().st_mtime_ns == t for p, t in kept.items()) >= 3
-    assert not (tmp_path / "part" / "activations").exists()
+    assert [path.name for path in (tmp_path / "part").iterdir()] == ["weights"]
 
 
 def test_a_finished_job_does_nothing(tmp_path):

@@ -9,14 +9,8 @@ from qcompile.numerics.descent import settle
 from qcompile.numerics.gptq import prepare, solve_prepared
 from qcompile.numerics.grouped import solve_grouped
 from qcompile.numerics.groups import WeightFormat, round_nearest
-from qcompile.planning.solve import (
-    JUDGES,
-    JUDGING,
-    SEARCHED,
-    LayerInputs,
-    round_layer,
-    solve_layers,
-)
+from qcompile.planning.layer_inputs import JUDGES, JUDGING, SEARCHED, LayerInputs
+from qcompile.planning.solve import round_layer, solve_layers
 from qcompile.recipe import Weights
 from tests.planning.solving import BRIEF, needs_torch
 
@@ -316,3 +310,51 @@ def test_learned_codes_that_do_worse_are_not_taken():
     assert outcome.chosen.algorithm == "rtn"
     expected = round_nearest(weight, WeightFormat(3, 0), search=True)
     np.testing.assert_array_equal(outcome.chosen.solved.codes, expected.codes)
+
+
+def beside(lost, judged_lost, columns=64, samples=24):
+    """Inputs that lost a share of what they have in common, and what the float model has."""
+    inputs = LayerInputs(columns, samples, compensated=True)
+    for index in range(samples):
+        rows = decoder_rows(index, 40, columns)
+        share = judged_lost if index % JUDGES == JUDGES - 1 else lost
+        turned = rows @ np.random.default_rng(1).standard_normal((columns, columns))
+        inputs.add(index, rows, rows + np.float32(share) * turned.astype(np.float32))
+    return inputs
+
+
+def plain(columns=64, samples=24):
+    return inputs_of(columns, samples, 40)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights_that_make_up_for_earlier_layers_are_rounded_in_place_of_the_others(algorithm):
+    weights, options = weights_of(3, (24, 64), (8, 64)), Weights(bits=4, group_size=32)
+    options = options.model_copy(update={"algorithm": algorithm, "compensate": True})
+    inputs = beside(0.01, 0.01)
+    rows, exact = inputs.rows()[1].copy(), inputs.exact().copy()
+    outcomes, _ = solve_layers(weights, inputs, options, "float32")
+    assert inputs.lost is None
+    plainly, _ = solve_layers(weights, plain(), options, "float32")
+    for weight, outcome, other in zip(weights, outcomes, plainly, strict=True):
+        wanted = exact @ weight.T
+        inherited = np.linalg.norm(rows @ weight.T - wanted) / np.linalg.norm(wanted)
+        assert outcome.inherited is not None
+        assert outcome.inherited.error == pytest.approx(inherited, rel=1e-3)
+        assert outcome.inherited.left < 0.7 * inherited
+        assert other.inherited is None
+        found, without = (
+            np.linalg.norm(rows @ one.chosen.solved.values().T - wanted) for one in (outcome, other)
+        )
+        assert found < without
+
+
+def test_what_makes_up_for_nothing_that_judges_see_is_not_taken():
+    weights = weights_of(3, (24, 64))
+    options = Weights(group_size=32, algorithm="gptq", compensate=True)
+    (found,), _ = solve_layers(weights, beside(0.01, 0.0), options, "float32")
+    (expected,), _ = solve_layers(weights, plain(), options, "float32")
+    assert found.inherited is not None
+    assert found.inherited.error == found.inherited.left == pytest.approx(0, abs=1e-6)
+    np.testing.assert_array_equal(found.chosen.solved.codes, expected.chosen.solved.codes)
+    assert found.errors == expected.errors
