@@ -1,9 +1,14 @@
 """Hypothesis profiles, the environment of all processes, times of builds, the golden switch."""
 
+import gc
 import os
+import sys
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.garbage import keep_imports
 
 # pytest -n runs a test on each core: BLAS threads of all of them would spin against each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -31,13 +36,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()  # what collection imports stays
+    result = yield
+    keep_imports()
+    return result
+
+
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _timed_briefly() -> None:
+def _timed_briefly(tmp_path_factory: pytest.TempPathFactory) -> None:
     from tests.brief import time_briefly
 
-    time_briefly()
+    time_briefly(tmp_path_factory.mktemp("scripts"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_quickly() -> None:
+    from tests.exporting import keep_operators
+
+    if "torch" in sys.modules:  # collection has imported it
+        keep_operators()

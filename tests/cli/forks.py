@@ -4,8 +4,11 @@ Imports and the start of numba take two seconds, most commands much less.
 """
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from onnxscript import rewriter
@@ -20,12 +23,12 @@ LIMIT_SECONDS = 120
 """A command that hangs is killed."""
 
 
-def _load() -> None:
+def _load(scripts: Path) -> None:
     """Import all but what starts threads as it is imported: a fork would miss them."""
     assert all((checking, commands, pipeline, rewriter))
     find_grids(np.ones((1, 1)), np.ones(1), np.ones(1), Search(1, 15, True, True, 24, 1e-30))
     assert not {"onnxruntime", "torch"} & sys.modules.keys()
-    time_briefly()
+    time_briefly(scripts)
 
 
 def _command(asked: Request) -> None:
@@ -43,5 +46,7 @@ def _command(asked: Request) -> None:
 
 
 if __name__ == "__main__":
-    _load()
-    serve(_command)
+    folder = Path(tempfile.mkdtemp())
+    _load(folder)
+    serve(_command)  # only the server comes back
+    shutil.rmtree(folder)

@@ -22,7 +22,7 @@ from tests.forks import Server
 COMMAND = (sys.executable, "-m", "qcompile")
 TERMINAL = ("CI", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS")
 """Variables that change how output looks: only a test that names them has them."""
-READ_LATE = {"COLUMNS", "QCOMPILE_CACHE"}
+READ_LATE = {"COLUMNS", "FORCE_COLOR", "NO_COLOR", "QCOMPILE_CACHE", "TERM"}
 """Variables that nothing reads before a command begins."""
 
 

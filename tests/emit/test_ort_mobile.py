@@ -1,6 +1,6 @@
 """ORT-format files by onnxruntime's own converter: converted, read back, run, compared."""
 
-import os
+import functools
 import subprocess
 import sys
 
@@ -15,7 +15,8 @@ from qcompile.emit import ort_mobile
 from qcompile.emit.ort_mobile import MODEL, OPERATORS, TYPES, computes_in_halves, write_ort
 from qcompile.errors import EngineError, OutputError, RuntimeMissingError
 from qcompile.runtime.ort import Session, as_on_arm, kernel_nodes, kernels, replays
-from tests.assets import ROOT, asset, needs_assets
+from tests.assets import asset, needs_assets
+from tests.cli.process import run
 
 X = np.random.default_rng(1).normal(size=(1, 16, 8, 8)).astype(np.float32)
 STEP = 0.05
@@ -66,10 +67,22 @@ def half_net():
     return model
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Convert the net of some type in some style, once; give the folder of both and what came."""
+
+    @functools.cache
+    def files(activation, style):
+        folder = tmp_path_factory.mktemp(f"{activation}-{style}")
+        return folder, write_ort(saved(folder, net(activation)), folder, style)
+
+    return files
+
+
 @pytest.mark.parametrize("activation", ["int8", "uint8"])
-def test_fixed_holds_int8_kernels_of_the_models_own_types(tmp_path, activation):
-    path = saved(tmp_path, net(activation))
-    files = write_ort(path, tmp_path, "Fixed")
+def test_fixed_holds_int8_kernels_of_the_models_own_types(converted, activation):
+    folder, files = converted(activation, "Fixed")
+    path = folder / "model.onnx"
     assert files.kernels["com.microsoft::QLinearConv"] == 2
     assert not {"ai.onnx::Conv", "ai.onnx::Relu"} & set(files.kernels)
     text = files.types.read_text("utf-8")
@@ -81,20 +94,18 @@ def test_fixed_holds_int8_kernels_of_the_models_own_types(tmp_path, activation):
     assert np.abs(simulated).max() > 20 * STEP, "the net must say something"
 
 
-def test_runtime_keeps_the_graph_and_saves_the_rewrites(tmp_path):
-    path = saved(tmp_path, net())
-    files = write_ort(path, tmp_path, "Runtime")
+def test_runtime_keeps_the_graph_and_saves_the_rewrites(converted):
+    folder, files = converted("int8", "Runtime")
     assert files.kernels["ai.onnx::Conv"] == 2
-    simulated = Session(path, optimize=False).run({"X": X})["Y"]
+    simulated = Session(folder / "model.onnx", optimize=False).run({"X": X})["Y"]
     np.testing.assert_array_equal(Session(files.model).run({"X": X})["Y"], simulated)
     assert kernels(files.model)["ai.onnx::Conv"] == 2
     assert "QLinearConv" in files.operators.read_text("utf-8"), "a minimal build needs both forms"
 
 
-def test_saved_rewrites_are_applied_where_that_is_asked_for(tmp_path):
-    path = saved(tmp_path, net())
-    files = write_ort(path, tmp_path, "Runtime")
-    simulated = Session(path, optimize=False).run({"X": X})["Y"]
+def test_saved_rewrites_are_applied_where_that_is_asked_for(converted):
+    folder, files = converted("int8", "Runtime")
+    simulated = Session(folder / "model.onnx", optimize=False).run({"X": X})["Y"]
     found = Session(files.model, replay=True).run({"X": X})["Y"]
     assert np.abs(found - simulated).max() <= 1.01 * STEP
     nodes = {node.op for node in kernel_nodes(files.model, replay=True)}
@@ -102,18 +113,16 @@ def test_saved_rewrites_are_applied_where_that_is_asked_for(tmp_path):
     assert "ai.onnx::Conv" not in nodes
 
 
-def test_the_same_model_gives_the_same_files_but_for_the_order_inside(tmp_path):
+def test_the_same_model_gives_the_same_files_but_for_the_order_inside(converted, tmp_path):
     # ONNX Runtime writes parts of the flatbuffer in the order of addresses in memory.
+    again = tmp_path, write_ort(saved(tmp_path, net(), "again.onnx"), tmp_path, "Fixed")
     written = []
-    for name in ("a", "b"):
-        folder = tmp_path / name
-        folder.mkdir()
-        path = saved(folder, net(), f"{name}.onnx")
-        files = write_ort(path, folder, "Fixed")
+    for folder, files in (converted("int8", "Fixed"), again):
+        (source,) = folder.glob("*.onnx")
         there = sorted(p.name for p in folder.iterdir())
-        assert there == sorted([path.name, MODEL, OPERATORS, TYPES])
+        assert there == sorted([source.name, MODEL, OPERATORS, TYPES])
         assert files.sizes() == {n: (folder / n).stat().st_size for n in (MODEL, OPERATORS, TYPES)}
-        assert str(tmp_path).encode() not in files.model.read_bytes()
+        assert str(folder).encode() not in files.model.read_bytes()
         made = Session(files.model).run({"X": X})["Y"].tobytes()
         written.append(
             (
@@ -127,12 +136,14 @@ def test_the_same_model_gives_the_same_files_but_for_the_order_inside(tmp_path):
     assert written[0] == written[1]
 
 
-@pytest.mark.parametrize("style", ["Fixed", "Runtime"])
-def test_operators_are_those_that_the_converter_lists_itself(tmp_path, style):
-    path = saved(tmp_path, net("uint8"))
-    files = write_ort(path, tmp_path, style)
+@pytest.mark.parametrize(("activation", "style"), [("uint8", "Fixed"), ("int8", "Runtime")])
+def test_operators_are_those_that_the_converter_lists_itself(
+    converted, tmp_path, activation, style
+):
+    folder, files = converted(activation, style)
     out = tmp_path / "own"
-    command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", path]
+    converter = "onnxruntime.tools.convert_onnx_models_to_ort"
+    command = [sys.executable, "-m", converter, folder / "model.onnx"]
     options = ["--output_dir", out, "--optimization_style", style, "--target_platform", "arm"]
     subprocess.run([*command, *options], capture_output=True, check=True)
     own = next(out.glob("*.config")).read_text("utf-8").splitlines()
@@ -141,10 +152,12 @@ def test_operators_are_those_that_the_converter_lists_itself(tmp_path, style):
     assert ours[0].startswith("# model.ort, converted by onnxruntime ")
 
 
-def test_the_converters_environment_variable_changes_nothing(tmp_path, monkeypatch):
+def test_the_converter_and_this_process_do_not_touch_each_other(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ORT_CONVERT_ONNX_MODELS_TO_ORT_OPTIMIZATION_LEVEL", "disable")
     files = write_ort(saved(tmp_path, net()), tmp_path, "Fixed")
     assert files.kernels["com.microsoft::QLinearConv"] == 2
+    assert capfd.readouterr() == ("", "")
+    assert "onnxruntime.tools.convert_onnx_models_to_ort" not in sys.modules
 
 
 def test_weights_beside_the_model_end_up_inside(tmp_path):
@@ -157,12 +170,6 @@ def test_weights_beside_the_model_end_up_inside(tmp_path):
     for file in path.parent.iterdir():
         file.unlink()
     assert Session(files.model).run({"X": X})["Y"].shape == X.shape
-
-
-def test_loading_leaves_no_trace_in_this_process(tmp_path, capfd):
-    write_ort(saved(tmp_path, net()), tmp_path, "Runtime")
-    assert capfd.readouterr() == ("", "")
-    assert "onnxruntime.tools.convert_onnx_models_to_ort" not in sys.modules
 
 
 SLICED = """<ir_version: 10, opset_import: ["" : 21]>
@@ -216,7 +223,7 @@ g (float[4, 8] X) => (float[4, 8] Y)
 }"""
 
 
-def test_rewrites_that_cannot_be_applied_are_known_to_be_such(tmp_path):
+def test_rewrites_that_cannot_be_applied_are_known_to_be_such(converted, tmp_path):
     # ONNX Runtime 1.31 saves no produced node for a MatMul, and then misses it.
     model = onnx.parser.parse_model(PRODUCT)
     codes = np.random.default_rng(0).integers(0, 256, (8, 8)).astype(np.uint8)
@@ -229,7 +236,7 @@ def test_rewrites_that_cannot_be_applied_are_known_to_be_such(tmp_path):
     if not replays(file):
         with pytest.raises(EngineError, match="Not enough produced nodes"):
             Session(file, replay=True)
-    assert replays(write_ort(saved(tmp_path, net()), tmp_path, "Runtime").model)
+    assert replays(converted("int8", "Runtime")[1].model)
     assert not replays(path), "an ONNX file has saved nothing"
 
 
@@ -306,16 +313,21 @@ def test_a_real_network_for_arm_keeps_its_int8_kernels(tmp_path):
     calib.mkdir()
     for number, x in enumerate(data["calib_x"][:48]):
         np.savez(calib / f"{number:03d}.npz", input=x[None])
-    command = [sys.executable, "-m", "qcompile", "build", asset("models", "dscnn_kws.onnx")]
-    options = ["--cpu", "arm", "--calib", calib, "-o", tmp_path / "bundle"]
-    variables = {**os.environ, "QCOMPILE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, env=variables, check=False
+    model, slower = asset("models", "dscnn_kws.onnx"), "--allow-slower"  # int8 by int8, on x86
+    done = run(
+        tmp_path,
+        "build",
+        model,
+        "--cpu",
+        "arm",
+        "--calib",
+        calib,
+        slower,
+        "-o",
+        tmp_path / "bundle",
     )
-    assert done.returncode in (0, 3), done.stderr  # int8 by int8 is no faster on x86: a gate
+    assert done.code == 0, done.err
     engine = tmp_path / "bundle" / "model.onnx"
-    if done.returncode == 3:
-        pytest.skip("the build missed its speed gate on this CPU, so there is no engine")
     files = write_ort(engine, tmp_path, "Fixed")
     assert files.kernels["com.microsoft::QLinearConv"] == 9
     assert "int8_t" in files.types.read_text("utf-8")

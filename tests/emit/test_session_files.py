@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from qcompile.emit import device_files
 from qcompile.emit.device_files import HELPERS, write_device_files
 from qcompile.emit.session_files import CONTEXT, SessionRequest
 from qcompile.errors import EngineError
@@ -17,6 +18,7 @@ from qcompile.progress import Silent
 from qcompile.recipe import Gates, TensorRT
 from qcompile.runtime import cuda
 from qcompile.samples import InMemory, Subset
+from tests.brief import SCRIPTS
 from tests.emit.nets import PROFILE, convolution, float_model, heavy, samples
 
 TENSORRT = cuda.tensorrt_provider(TensorRT(), PROFILE, context_bytes=1000)
@@ -119,6 +121,13 @@ def test_speed_is_judged_against_the_float_model_in_the_bundle(tmp_path):
         speed["ratio"],
     )
     assert result(folder)["not_judged"] == []
+
+
+def test_scripts_are_those_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_files, "__file__", str(SCRIPTS / "device_files.py"))
+    folder = bundle(tmp_path)
+    for name in (*SessionRequest.scripts, *HELPERS):
+        assert (folder / name).read_bytes() == (SCRIPTS / name).read_bytes(), name
 
 
 def test_another_model_is_seen_in_the_figures(copy):

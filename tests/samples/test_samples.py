@@ -18,6 +18,7 @@ import pytest
 from tests.assets import ROOT
 from tests.cli import process
 from tests.emit.bundles import cuda_stand_in, environment
+from tests.samples.here import link_samples, run_here
 
 SAMPLES = ROOT / "samples"
 READMES = sorted(SAMPLES.glob("*/README.md"))
@@ -46,16 +47,6 @@ def run(line, folder, code=0, **more):
     done = process.run(folder, *arguments, **more)
     assert done.code == code, done.out + done.err
     return done.out
-
-
-def run_together(lines, folder):
-    """Run the commands of a README in turn, in one process."""
-    return started([sys.executable, "-m", "tests.samples.together", *lines], folder)
-
-
-def link_samples(folder):
-    (folder / "samples").unlink(missing_ok=True)
-    (folder / "samples").symlink_to(SAMPLES)
 
 
 def started(command, folder, code=0, **more):
@@ -90,8 +81,9 @@ def check_engine(engine: Path) -> None:
     not all(map(importlib.util.find_spec, ("torch", "transformers"))),
     reason="torch or transformers is not installed: the extra 'hf' has them",
 )
+@pytest.mark.filterwarnings("default")  # as for a user
 def test_hugging_face_encoder(tmp_path):
-    run_together(COMMANDS["hf-encoder"], tmp_path)
+    run_here(COMMANDS["hf-encoder"], tmp_path)
     bundle = tmp_path / "tiny-bert-int8"
     report = json.loads((bundle / "report.json").read_text("utf-8"))
     assert report["model"]["path"] == "hf:tiny-bert"
