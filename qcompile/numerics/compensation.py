@@ -14,7 +14,7 @@ many columns have in common, which samples tell well, and hardly elsewhere.
 import numpy as np
 
 from qcompile.errors import DataError
-from qcompile.numerics.devices import best_device
+from qcompile.numerics.devices import Device, best_device
 from qcompile.numerics.gptq import invert
 from qcompile.numerics.groups import Floats
 from qcompile.numerics.hessian import ROWS, Wide
@@ -42,12 +42,13 @@ class LostSum:
 class Compensation:
     """Solves for the weights of layers that read the same inputs."""
 
-    def __init__(self, hessian: Wide, lost: Wide) -> None:
+    def __init__(self, hessian: Wide, lost: Wide, device: Device | None = None) -> None:
         """Invert the Hessian; it is left as it is.
 
         Args:
             hessian: ``(K, K)``, ``X^T X``.
             lost: ``(K, K)``, ``X^T (X' - X)``.
+            device: Where to compute; by default on the GPU that torch sees, else on the processor.
 
         Raises:
             DataError: One is not finite, or the first is not positive semidefinite.
@@ -55,7 +56,7 @@ class Compensation:
         if not (np.isfinite(hessian).all() and np.isfinite(lost).all()):
             raise DataError("the layer's inputs hold NaN or infinity, or overflow: see the samples")
         power = np.diag(hessian)
-        self._lost, self._device = lost, best_device()
+        self._lost, self._device = lost, device or best_device()
         self._unit = np.where(power > 0, power, 1.0) ** -0.5
         scaled = hessian * self._unit
         scaled *= self._unit[:, None]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from qcompile.errors import DataError
 from qcompile.numerics.compensation import DAMPING, Compensation, LostSum
 from qcompile.numerics.hessian import ROWS, HessianSum
+from tests.numerics.test_gptq import devices
 
 MARGIN = 0.6
 """What may be left of an error that is linear in the inputs, on inputs that were not seen."""
@@ -36,9 +37,10 @@ def weights_of(seed, rows, columns):
     return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
 
 
+@pytest.mark.parametrize("device", devices)
 @settings(deadline=None)
 @given(st.integers(0, 999), st.integers(1, 140), st.integers(0, 3))
-def test_equals_the_formula(seed, columns, silent):
+def test_equals_the_formula(device, seed, columns, silent):
     rows, exact = streams(seed, 60, columns)
     rows[:, :silent] = exact[:, :silent] = 0
     hessian, lost = sums(rows, exact)
@@ -46,7 +48,7 @@ def test_equals_the_formula(seed, columns, silent):
     power = np.diag(hessian)
     damped = hessian + DAMPING * np.diag(np.where(power > 0, power, 1))
     expected = weight + np.linalg.solve(damped, lost @ weight.T.astype(np.float64)).T
-    found = Compensation(hessian.copy(), lost).of(weight)
+    found = Compensation(hessian.copy(), lost, device()).of(weight)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found[:, :silent], weight[:, :silent])
 
