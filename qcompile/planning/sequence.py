@@ -135,7 +135,7 @@ def solve_weights(job: Job, samples: Samples) -> None:
             activations,
             threads=job.jobs,
             replacements=replacements,
-            visit=_visit(units, _read(stages[index]), exact),
+            visit=_visit(job, units, _read(stages[index]), exact),
         )
         for unit, inputs in units:
             _solve_unit(job, unit, inputs)
@@ -177,11 +177,15 @@ def _inputs_of(unit: Sequence[Layer], samples: int) -> LayerInputs:
 
 
 def _visit(
-    units: Sequence[tuple[list[Layer], LayerInputs]], name: str, exact: ActivationStore | None
+    job: Job,
+    units: Sequence[tuple[list[Layer], LayerInputs]],
+    name: str,
+    exact: ActivationStore | None,
 ) -> Visit:
     """Return what adds an activation to the inputs of the layers that read it.
 
     Args:
+        job: Hears of layers that cannot make up for earlier ones.
         units: The layers.
         name: Of the activation.
         exact: Holds it as the float model has it, unless it is an input of the model.
@@ -191,6 +195,12 @@ def _visit(
         beside = exact.get(name, index) if exact and name in exact.names else x
         for (first, *_), inputs in units:
             rows = _rows(first, x)
+            if inputs.lost and beside.shape != x.shape:
+                inputs.lost = None
+                job.progress.notice(
+                    f"{first.name}: makes up for no earlier layer: how many rows it reads depends "
+                    "on their values"
+                )
             inputs.add(index, rows, _rows(first, beside) if inputs.lost else None)
 
     return visit

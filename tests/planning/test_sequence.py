@@ -136,6 +136,26 @@ def test_a_later_layer_makes_up_for_the_codes_of_earlier_ones(tmp_path, algorith
     assert lost[0] < 0.97 * lost[1]
 
 
+def test_rows_that_depend_on_earlier_values_are_compared_with_none(tmp_path):
+    body = """
+        h = MatMul(x, up)
+        s = ReduceSum <keepdims=0> (h, axis)
+        c = Greater(s, zero)
+        k = Compress <axis=0> (h, c)
+        y = MatMul(k, down)
+    """
+    weights = {"up": normal(0, K, 96, scale=0.2), "down": normal(1, 96, K, scale=0.2)}
+    more = {"axis": np.array([1]), "zero": np.float32(0)}
+    model = graph_of(f'float["n", {K}] x', body, **weights, **more)
+    progress = Silent()
+    job = job_of(model, tmp_path, bits=3, group_size=32, algorithm="awq+gptq", progress=progress)
+    solve_weights(job, samples_of(24, K, count=24))
+    (notice,) = progress.notices
+    assert notice.startswith("down: makes up for no earlier layer")
+    assert job.plans()["down"].inherited is None
+    assert distance(job, {"x": mixed(50, 5, K)}) < 1e-5
+
+
 def test_a_plan_gives_the_codes_that_made_it(tmp_path):
     samples, options = samples_of(24, K), {"bits": 3, "group_size": 32}
     job = job_of(attention(), tmp_path / "a", algorithm="awq+gptq", **options)
