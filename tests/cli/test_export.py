@@ -1,7 +1,6 @@
 """``qcompile export`` and ``qcompile build`` of torch models, as a user runs them."""
 
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ import pytest
 
 from qcompile.errors import RuntimeMissingError
 from qcompile.tracing import export
+from tests.assets import ROOT
 from tests.cli.process import fresh, run
-from tests.samples.here import run_here
 
 HERE = Path(__file__).parent
 needs_torch = pytest.mark.skipif(
@@ -63,17 +62,18 @@ def test_a_failure_is_one_line_and_nothing_else(folder: Path) -> None:
 
 @needs_torch
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # as for a user
-def test_a_module_becomes_an_engine(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build = "qcompile build nets.py:net --dynamic-axes batch --int8 -o out --json --quiet"
-    data = "--calib samples/digits/calib.npz"
-    run_here([f"{build} {data} --allow-slower --no-keep-accuracy"], folder)
-    said = capfd.readouterr()
-    assert said.err == ""
-    report = json.loads(said.out)
+def test_a_module_becomes_an_engine(folder: Path) -> None:
+    data = ROOT / "samples" / "digits" / "calib.npz"
+    done = run(
+        folder,
+        *("build", "nets.py:net", "--dynamic-axes", "batch", "--int8", "--calib", data),
+        *("--allow-slower", "--no-keep-accuracy", "-o", "out", "--json", "--quiet"),
+    )
+    assert (done.code, done.err) == (0, "")
+    report = done.json()
     assert report["model"]["path"] == "nets.py:net"
     assert report["model"]["traced"]["relative_l2"] < 1e-6
     assert report["model"]["inputs"][0]["shape"] == ["batch", 1, 8, 8]
     assert '"traced": "nets.py:net"' in (folder / "out" / "manifest.json").read_text()
     left = {path.name for path in folder.iterdir()}
-    assert left - {"__pycache__", "cache", "samples"} == {"nets.py", "out"}
+    assert left - {"__pycache__", "cache"} == {"nets.py", "out"}
