@@ -5,6 +5,7 @@ a ``Device`` has the few operations for which the two differ.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from itertools import pairwise
@@ -141,9 +142,20 @@ class Torch:
 
 
 def best_device() -> Device:
-    """Return the GPU if torch is installed and sees one, else all threads of the processor."""
-    if importlib.util.find_spec("torch") is not None:
+    """Return the GPU if torch is installed and sees one, else all threads of the processor.
+
+    A build of torch for processors alone is not imported to ask: that takes seconds and 200 MB.
+    """
+    if importlib.util.find_spec("torch") is not None and not _torch_version().endswith("+cpu"):
         torch: Any = importlib.import_module("torch")
         if torch.cuda.is_available():
             return Torch("cuda")
     return Cpu(available())
+
+
+def _torch_version() -> str:
+    """Return what the installed package says; nothing where it came without that."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""

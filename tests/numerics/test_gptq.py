@@ -1,7 +1,10 @@
 """GPTQ against a loop written straight from the paper, and against plain rounding."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -290,6 +293,15 @@ def test_both_output_errors_agree():
 def test_a_device_is_found():
     device = best_device()
     assert isinstance(device, Torch) or device.threads >= 1
+
+
+@needs_torch
+def test_a_torch_for_processors_is_not_imported_to_look_for_a_gpu():
+    if not importlib.metadata.version("torch").endswith("+cpu"):
+        pytest.skip("this torch may see a GPU")
+    look = "import sys; from qcompile.numerics.devices import best_device; best_device()"
+    said = subprocess.check_output([sys.executable, "-c", f"{look}; print('torch' in sys.modules)"])
+    assert said == b"False\n"
 
 
 def rounded_by_the_paper(weights, scale, hessian, high):
