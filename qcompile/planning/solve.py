@@ -227,7 +227,7 @@ class _Solver:
         if algorithm == "rtn":
             return [round_nearest(w, self.form, search=search) for w in weights]
         if algorithm == "gptq":
-            return [self._by_columns(np.asarray(weight, np.float64)) for weight in weights]
+            return [self._by_columns(weight) for weight in weights]
         if algorithm == "adaround":
             return [self._learned(weight) for weight in weights]
         if algorithm == "awq":
@@ -252,11 +252,11 @@ class _Solver:
 
     def _learned(self, weight: Floats) -> SolvedWeight:
         """Return AdaRound's codes, on the grids of plain rounding; settled, as none moves alone."""
-        options, exact = self.options, np.asarray(weight, np.float64)
+        options = self.options
         start = round_nearest(weight, self.form, search=options.search)
         schedule = Schedule(self.learned.steps, self.learned.seed, batch=1)
         found = learn_weight(weight, start, self.hessian, schedule)
-        return settle(exact, found, self.hessian, damping=options.damping)
+        return settle(weight, found, self.hessian, damping=options.damping)
 
     def _scaled(self, weights: Sequence[Floats]) -> list[SolvedWeight]:
         """Search the scale of the inputs and the ranges of groups; round with the best."""
@@ -269,7 +269,7 @@ class _Solver:
         scale = harmless_scale(weights, self.hessian, self.magnitude, rounding)
         solved = self._with_scale(weights, scale, rounding)
         return [
-            settle(np.asarray(w, np.float64), found, self.hessian, damping=self.damping)
+            settle(w, found, self.hessian, damping=self.damping)
             for w, found in zip(weights, solved, strict=True)
         ]
 
@@ -310,14 +310,14 @@ class _Solver:
         """Return GPTQ a group after another, each clipped in its turn."""
         inverse = self._inverse(self.form.group_size)
         return lambda weight, scale: solve_grouped(
-            np.asarray(weight, np.float64), inverse, self.form, scale, search=self.options.search
+            weight, inverse, self.form, scale, search=self.options.search
         )
 
     def _act_ordered(self) -> Rounding:
         """Return GPTQ on grids fixed before: better where inputs differ most within groups."""
         inverse = self._inverse(0)
         return lambda weight, scale: solve_prepared(
-            np.asarray(weight, np.float64),
+            weight,
             inverse,
             self.form,
             search=self.options.search,
